@@ -1,0 +1,107 @@
+"""The closed union of writes, and the verdict on each. New kinds of write are new members here, not new doors of a store."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from executus.stores.records import RunClaim, RunRecord, RunStatus, Snapshot, Token
+
+
+class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Take a run for execution under a newer epoch: compare-and-set on the token that is there now.
+
+    `expected` None: the id must be free. `record` begins a new incarnation: it replaces the record and drops
+    snapshots, outcome and child links of the one before. `outcome` is kept with the claim: that of a tombstone (a claim
+    with a terminal status), or the last result of a permanent run. `drop_snapshots` makes the execution begin afresh.
+    Refused FENCED when the token there is another one, EXISTS when `expected` is None and the id is taken, MISSING when
+    it is gone. The same claim once more (a retry after an unknown outcome) is accepted.
+    """
+
+    claim: RunClaim
+    expected: Token | None
+    record: RunRecord | None = None
+    outcome: bytes | None = None
+    drop_snapshots: bool = False
+
+
+class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Keep a snapshot as the newest generation; the one before stays as the second, older ones go.
+
+    The snapshot's own (incarnation, epoch) must be the current claim's and that claim RUNNING, else FENCED or SETTLED; its seq must be newer
+    than the newest readable generation, else STALE — except that the very same (epoch, seq), or the same seq saved by an
+    earlier epoch, is accepted without a write: it is there. `clears_strikes` sets the claim's strikes to 0 in the same
+    commit. `consumed_children` are ids whose end this state has taken in: their links leave `children()`.
+    """
+
+    snapshot: Snapshot
+    clears_strikes: bool = False
+    consumed_children: tuple[str, ...] = ()
+
+
+class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """End an execution: status and outcome, compare-and-set from RUNNING under exactly this token.
+
+    `snapshot`, if given, is saved with it under the rules of Save (one that is not newer is left out, not refused).
+    COMPLETED drops the snapshots. Refused FENCED, SETTLED (another ending was first) or MISSING. The same ending once
+    more is accepted.
+    """
+
+    token: Token
+    status: RunStatus
+    reason: str = ""
+    outcome: bytes | None = None
+    snapshot: Snapshot | None = None
+    consumed_children: tuple[str, ...] = ()
+    ended_at_s: float | None = None
+
+
+class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Park or quarantine a run that cannot be read: only claim row and live index change, record and snapshots keep their bytes.
+
+    `expected` as in Claim; the epoch stays. Refused FENCED or MISSING.
+    """
+
+    expected: Token
+    status: RunStatus
+    reason: str
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome,
+    links. Refused FENCED under another token, RUNNING while it
+    runs. Deleting what is not there is accepted.
+    """
+
+    token: Token
+
+
+Operation = Claim | Save | Settle | SetAside | Delete
+
+
+class Refusal(enum.StrEnum):
+    """Why the store refused one operation. The others of the same commit are not touched by it."""
+
+    EXISTS = "exists"
+    MISSING = "missing"
+    FENCED = "fenced"
+    STALE = "stale"
+    SETTLED = "settled"
+    RUNNING = "running"
+
+
+class Accepted(msgspec.Struct, frozen=True, tag=True):
+    """The operation is in the commit."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The operation was left out of the commit; `current` is the claim that was in its way, if there is one."""
+
+    why: Refusal
+    current: RunClaim | None = None
+
+
+Verdict = Accepted | Refused
+ACCEPTED: Final = Accepted()

@@ -1,0 +1,80 @@
+"""The contract of every store. Each sentence below is a test in `tests/stores/test_conformance.py`, run over every store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from executus.stores.operations import Operation, Verdict
+from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, StoredRun, StoreInfo
+
+
+class CheckpointStore(Protocol):
+    """Keeps claims, records, snapshots and outcomes of runs.
+
+    `open`, `commit` and `close` are called by one thread, the writer. Everything else may be called by any thread while
+    the store is open, sees the last commit, and returns values that own their bytes.
+    Every method raises StoreClosed on a store that is not open and StoreForked in a child of the process that opened it.
+    """
+
+    @property
+    def boot_epoch(self) -> int:
+        """The number of this opening: greater than that of every opening before, committed before `open` returns."""
+        ...
+
+    def open(self) -> None:
+        """Take ownership and draw a boot epoch. Raises StoreLocked, StoreCorrupt, StoreTooNew, StoreUnavailable, StoreFull."""
+        ...
+
+    def close(self) -> None:
+        """Give up ownership. Idempotent. What was committed stays."""
+        ...
+
+    def commit(self, operations: Sequence[Operation]) -> list[Verdict]:
+        """Apply the operations in order, in one atomic transaction, and return a verdict for each.
+
+        A later operation sees the effects of the earlier ones. A refused one changes nothing and hinders no other. When
+        this returns, what was accepted is durable to the store's profile. When it raises StoreUnavailable (StoreFull
+        among them) the outcome is unknown: all of the accepted operations happened or none did, and the same call may be
+        made again. Raises RecordTooLarge before anything is written; the other operations may be committed without it.
+        """
+        ...
+
+    def load(self, run_id: str) -> StoredRun | None:
+        """The claim and record of a run, or None where there is none. A damaged record is None inside; a damaged claim raises RecordCorrupt."""
+        ...
+
+    def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
+        """The newest readable snapshot of the current incarnation, or None where none was saved.
+
+        A generation that is damaged is passed over for the older one, which `fell_back` tells. Raises RecordCorrupt when
+        something was saved and no generation can be read.
+        """
+        ...
+
+    def load_outcome(self, run_id: str) -> bytes | None:
+        """The outcome kept by the last Settle or Claim that carried one, or None. Raises RecordCorrupt."""
+        ...
+
+    def live(self) -> list[RunClaim]:
+        """The claims of all runs in a LIVE status, in order of id; costs what is live, not what was ever stored.
+
+        A live run whose claim is damaged is left out here and named by `damaged()`.
+        """
+        ...
+
+    def damaged(self) -> list[str]:
+        """Ids in the live index whose claim row cannot be read."""
+        ...
+
+    def scan(self, *, after: str | None = None, limit: int = 1000) -> list[StoredRun]:
+        """A page of all runs in order of id, beginning behind `after`. Damaged claims are left out."""
+        ...
+
+    def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
+        """The (child id, link) pairs of a run's children whose end it has not taken in, in order of id; links of any incarnation."""
+        ...
+
+    def info(self) -> StoreInfo:
+        """Facts for health checks."""
+        ...

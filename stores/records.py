@@ -1,0 +1,172 @@
+"""What is persisted of a run: its record, its claim, its snapshots. Values only; stores know no type of the actors."""
+
+from __future__ import annotations
+
+import enum
+import unicodedata
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from executus.stores.errors import InvalidRunId
+
+MAX_RUN_ID_BYTES: Final = 200
+MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
+"""The most that one stored value may hold; checked before encoding is accepted and before decoding is tried."""
+
+EPOCHS_PER_BOOT: Final = 1 << 32
+"""An epoch is `boot_epoch * EPOCHS_PER_BOOT + n`: the boot epoch is committed when the store opens, so that
+epochs drawn in memory never repeat and need no write of their own."""
+
+
+class RunStatus(enum.StrEnum):
+    """Where a run stands in the store."""
+
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    PARKED = "parked"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    COMPLETED = "completed"
+    KILLED = "killed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+LIVE: Final = frozenset({RunStatus.RUNNING, RunStatus.SUSPENDED, RunStatus.PARKED})
+"""What a boot looks at; these and no others stand in the live index."""
+
+RESUMABLE: Final = frozenset({RunStatus.STOPPED, RunStatus.FAILED, RunStatus.QUARANTINED})
+"""What `resume()` by hand brings back."""
+
+ENDED: Final = frozenset({RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT, RunStatus.FAILED})
+"""Ended with an outcome for whoever waits."""
+
+
+class Token(NamedTuple):
+    """The fencing token: which execution of which life of which id may write."""
+
+    run_id: str
+    incarnation: int
+    epoch: int
+
+
+class ParentLink(msgspec.Struct, frozen=True):
+    """Who spawned a run, under which key, and what becomes of it when the parent has ended for good."""
+
+    run_id: str
+    incarnation: int
+    key: str
+    on_parent_end: Literal["cancel", "kill"] = "cancel"
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `start` was given. Written once for an incarnation and never changed.
+
+    `input` and `options` are opaque to the store. `created_at_s` is wall time.
+    """
+
+    run_id: str
+    incarnation: int
+    run_type: str
+    input: bytes
+    created_at_s: float
+    labels: dict[str, str] = {}
+    parent: ParentLink | None = None
+    root_run_id: str
+    options: bytes = b""
+
+
+class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may write for a run now, and where the run stands. A small row, rewritten at each claim and settling.
+
+    `epoch` is the fencing token's; `attempt` counts executions from 1; `strikes` counts boots that found
+    the run dead in the process's death without durable progress since. `deadline_at_s` (wall) and `remaining_s` (as of
+    `claimed_at_s`) bound the whole incarnation; both None when there is no run time-out.
+    """
+
+    run_id: str
+    incarnation: int
+    epoch: int
+    attempt: int
+    status: RunStatus
+    reason: str = ""
+    strikes: int = 0
+    claimed_at_s: float = 0.0
+    ended_at_s: float | None = None
+    deadline_at_s: float | None = None
+    remaining_s: float | None = None
+
+    @property
+    def token(self) -> Token:
+        """The token that every write of this execution carries."""
+        return Token(self.run_id, self.incarnation, self.epoch)
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One checkpoint: the state after callback number `seq` and what comes next, both opaque to the store.
+
+    `waiting` says that the run was idle in a `Wait`, so that a death meanwhile is not its fault.
+    """
+
+    run_id: str
+    incarnation: int
+    epoch: int
+    seq: int
+    schema_version: int
+    taken_at_s: float
+    state: bytes
+    next: bytes
+    waiting: bool = False
+
+
+class StoredRun(msgspec.Struct, frozen=True):
+    """A run as the store holds it, without its snapshots. `record` is None where its bytes are unreadable."""
+
+    claim: RunClaim
+    record: RunRecord | None
+
+
+class LoadedSnapshot(msgspec.Struct, frozen=True):
+    """The newest readable generation. `fell_back` says why it is not the newest written one, or is None."""
+
+    snapshot: Snapshot
+    fell_back: str | None = None
+
+
+class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a store for health checks. Sizes in bytes; `used_ratio` is of the map, 0 to 1."""
+
+    kind: str
+    path: str | None
+    boot_epoch: int
+    format_version: int
+    runs: int
+    live: int
+    used_bytes: int
+    map_size_bytes: int
+
+    @property
+    def used_ratio(self) -> float:
+        """The share of the map in use."""
+        return self.used_bytes / self.map_size_bytes if self.map_size_bytes else 0.0
+
+
+def check_run_id(run_id: object) -> str:
+    """Return the id in NFC, the form under which it is stored. Raises InvalidRunId, before any state changes."""
+    if not isinstance(run_id, str):
+        raise InvalidRunId(run_id, f"it is a {type(run_id).__name__}, not a str")
+    normal = unicodedata.normalize("NFC", run_id)
+    if not normal:
+        raise InvalidRunId(run_id, "it is empty")
+    try:
+        size = len(normal.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise InvalidRunId(run_id, "it holds a lone surrogate, which is not valid UTF-8") from None
+    if size > MAX_RUN_ID_BYTES:
+        raise InvalidRunId(run_id, f"it is {size} bytes long, the most is {MAX_RUN_ID_BYTES}")
+    for char in normal:
+        if unicodedata.category(char) in {"Cc", "Zl", "Zp"}:
+            raise InvalidRunId(run_id, f"it holds the control character {char!a}")
+    return normal
