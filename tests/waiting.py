@@ -1,0 +1,21 @@
+"""Wait for facts, never for time to pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(predicate: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> None:
+    """Return as soon as `predicate()` is true; raise AssertionError that names `what` when it is not within `timeout_s`.
+
+    The limit is a bound against hangs and no measurement: make it generous, passing tests do not pay for it.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    pause_s = 0.0005
+    while not predicate():
+        if time.monotonic() >= deadline_s:
+            fact = what or getattr(predicate, "__name__", repr(predicate))
+            raise AssertionError(f"still not true after {timeout_s:g} s: {fact}")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, 0.02)
