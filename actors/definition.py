@@ -1,0 +1,402 @@
+"""What registration learns of a run class: names, types, codecs, which callbacks are async. All checks of user types are here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import inspect as types
+
+from executus.actors.errors import InvalidInput, InvalidMessage, InvalidRunType, NotRegistered, SaveRejected, WrongReturn
+from executus.actors.outcomes import safe_text
+from executus.actors.policies import Policies
+from executus.actors.run import Next, Run
+from executus.stores import MAX_RECORD_BYTES
+
+CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)  # type: ignore[arg-type]
+
+
+class RunDefinition:
+    """A registered run type. Immutable after construction and safe on any thread.
+
+    `immutable` says that a state can be handed on by reference and encoded late; otherwise it is encoded at once.
+    """
+
+    __slots__ = (
+        "_classes",
+        "_input_decoder",
+        "_message_classes",
+        "_state_decoder",
+        "aliases",
+        "async_callbacks",
+        "immutable",
+        "make",
+        "message_type",
+        "name",
+        "policies",
+        "result_type",
+        "run_class",
+        "schema_version",
+    )
+
+    def __init__(self, make: Callable[[], Run[Any, Any, Any]]) -> None:
+        run_class = _run_class(make)
+        self.make = make
+        self.run_class = run_class
+        self.name: str = getattr(make, "run_type", None) or getattr(run_class, "run_type", run_class.__name__)
+        self.aliases = tuple(run_class.aliases)
+        self.schema_version = run_class.schema_version
+        self.policies = Policies(run_class.restart_policy, run_class.save_policy, run_class.stop_policy)
+        for name in ("begin", "step"):
+            if getattr(run_class, name) is getattr(Run, name):
+                raise InvalidRunType(self.name, f"it defines no {name}()")
+        if not isinstance(self.schema_version, int) or not 1 <= self.schema_version < 1 << 31:
+            raise InvalidRunType(self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}")
+        self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
+
+        input_type, state_type, self.result_type = _type_arguments(run_class, self.name)
+        self.message_type = _message_type(run_class, self.name)
+        self._input_decoder = _decoder(input_type, "Input", self.name)
+        self._state_decoder = _decoder(state_type, "State", self.name)
+        _decoder(self.result_type, "Result", self.name)
+        state_info = types.type_info(state_type)
+        self._classes = _classes(state_info)
+        if not self._classes or type(None) in self._classes:
+            raise InvalidRunType(self.name, "State must name its type, and not admit None or Any: a callback that forgot its return could not be told from one that meant it")
+        self.immutable = _is_immutable(state_info, set())
+        self._message_classes: frozenset[type] = frozenset()
+        if self.message_type is not None:
+            _decoder(self.message_type, "message", self.name)
+            self._message_classes = _classes(types.type_info(self.message_type))
+
+    def __repr__(self) -> str:
+        return f"<RunDefinition {self.name!r}>"
+
+    # input
+
+    def encode_input(self, value: object) -> bytes:
+        """Validate and encode an input. Raises InvalidInput."""
+        try:
+            data = _encoder.encode(value)
+            self._input_decoder.decode(data)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            msg = f"run type {self.name!r}: the input does not fit: {safe_text(error)}. Nothing was started."
+            raise InvalidInput(msg) from error
+        if len(data) > MAX_RECORD_BYTES - 65_536:  # leaves room for the rest of the record
+            msg = f"run type {self.name!r}: the input takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}. Nothing was started."
+            raise InvalidInput(msg)
+        return data
+
+    def decode_input(self, data: bytes) -> Any:
+        """A fresh input value. Raises msgspec.ValidationError where the type has changed since."""
+        return self._input_decoder.decode(data)
+
+    # states
+
+    def check_state(self, state: object, callback: str) -> None:
+        """Raise WrongReturn unless `state` is exactly of the declared type."""
+        if type(state) not in self._classes:
+            wanted = " | ".join(sorted(kind.__name__ for kind in self._classes))
+            hint = "did it forget its return?" if state is None else "a subclass would come back as its base"
+            hint = hint if state is None or isinstance(state, tuple(self._classes)) else "return the next state, Wait(state) or Done(result)"
+            msg = f"{self.name}.{callback} returned {type(state).__name__}, declared is {wanted}: {hint}"
+            raise WrongReturn(msg)
+
+    def encode_state(self, state: object) -> bytes:
+        """Encode deterministically: equal states give equal bytes in every process. Raises SaveRejected."""
+        try:
+            data = _encoder.encode(state)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            msg = f"run type {self.name!r}: the state cannot be encoded: {safe_text(error)}"
+            raise SaveRejected(msg) from error
+        if len(data) > MAX_RECORD_BYTES - 65_536:
+            msg = f"run type {self.name!r}: the state takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}"
+            raise SaveRejected(msg)
+        return data
+
+    def decode_state(self, data: bytes) -> Any:
+        """A fresh state. Raises msgspec.ValidationError or DecodeError where bytes and type differ."""
+        return self._state_decoder.decode(data)
+
+    # results and messages
+
+    def encode_result_check(self, result: object) -> None:
+        """Raise WrongReturn unless the result can be stored and read back as the declared type."""
+        try:
+            msgspec.msgpack.decode(_encoder.encode(result), type=self.result_type)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            msg = f"{self.name}: Done's result cannot be kept as {self.result_type}: {safe_text(error)}"
+            raise WrongReturn(msg) from error
+
+    def check_message(self, message: object) -> None:
+        """Raise InvalidMessage unless `receive` declares this message's type."""
+        if self.message_type is None:
+            msg = f"run type {self.name!r} takes no messages: it defines no receive(). The message was not delivered."
+            raise InvalidMessage(msg)
+        if self._message_classes and type(message) not in self._message_classes:
+            wanted = " | ".join(sorted(kind.__name__ for kind in self._message_classes))
+            msg = f"run type {self.name!r}: receive takes {wanted}, not {type(message).__name__}. The message was not delivered."
+            raise InvalidMessage(msg)
+
+
+def encode_next(following: Next) -> bytes:
+    """What comes next, as a snapshot keeps it."""
+    return _encoder.encode(following)
+
+
+def decode_next(data: bytes) -> Next:
+    """What came next when the snapshot was taken."""
+    return _next_decoder.decode(data)
+
+
+class Registry:
+    """The registered run types by name and by class. Raises InvalidRunType for two of one name."""
+
+    def __init__(self, runs: Iterable[Callable[[], Run[Any, Any, Any]]]) -> None:
+        self._by_name: dict[str, RunDefinition] = {}
+        self._by_class: dict[type, RunDefinition] = {}
+        for make in runs:
+            definition = RunDefinition(make)
+            for name in (definition.name, *definition.aliases):
+                if name in self._by_name:
+                    raise InvalidRunType(name, f"two run types carry this name: {self._by_name[name].run_class!r} and {definition.run_class!r}; set run_type")
+                self._by_name[name] = definition
+            self._by_class[definition.run_class] = definition
+
+    def __iter__(self) -> typing.Iterator[RunDefinition]:
+        return iter(self._by_class.values())
+
+    def named(self, name: str) -> RunDefinition | None:
+        """The run type of that name or alias, if it is registered."""
+        return self._by_name.get(name)
+
+    def of(self, run_class: type[Run[Any, Any, Any]]) -> RunDefinition:
+        """The definition of a run class. Raises NotRegistered."""
+        definition = self._by_class.get(run_class)
+        if definition is None:
+            name = getattr(run_class, "__name__", repr(run_class))
+            known = ", ".join(sorted(self._by_name)) or "none"
+            msg = f"{name} is not registered with this runtime; known are: {known}. Add it to runs=[...]. Nothing was started."
+            raise NotRegistered(msg)
+        return definition
+
+
+# --- reading a user's types --------------------------------------------------------------------------------------------
+
+
+def _run_class(make: Any) -> type[Run[Any, Any, Any]]:
+    if isinstance(make, type):
+        found: Any = make
+    else:
+        found = getattr(make, "run_class", None)
+        if found is None and callable(make):
+            found = type(make())  # a plain zero-argument callable: one instance tells its class
+    if not (isinstance(found, type) and issubclass(found, Run)):
+        raise InvalidRunType(safe_text(make), "runs=[...] takes Run classes, Factory(RunClass, …) or callables that return a Run")
+    return found
+
+
+def _type_arguments(run_class: type, name: str) -> tuple[Any, Any, Any]:
+    """Input, State and Result, through any chain of generic bases."""
+    arguments = _arguments_of(run_class, {})
+    if arguments is None or any(isinstance(a, TypeVar) for a in arguments):
+        raise InvalidRunType(name, f"write class {run_class.__name__}(Run[Input, State, Result]) with your three types")
+    return arguments
+
+
+def _arguments_of(cls: type, bound: dict[Any, Any]) -> tuple[Any, Any, Any] | None:
+    for base in getattr(cls, "__orig_bases__", ()):
+        origin = typing.get_origin(base)
+        args = tuple(bound.get(a, a) for a in typing.get_args(base))
+        if origin is Run:
+            return typing.cast("tuple[Any, Any, Any]", args)
+        if isinstance(origin, type) and issubclass(origin, Run):
+            found = _arguments_of(origin, dict(zip(getattr(origin, "__parameters__", ()), args, strict=False)))
+            if found is not None:
+                return found
+    for plain in cls.__bases__:
+        if isinstance(plain, type) and issubclass(plain, Run) and plain is not Run:
+            found = _arguments_of(plain, bound)
+            if found is not None:
+                return found
+    return None
+
+
+def _message_type(run_class: type[Run[Any, Any, Any]], name: str) -> Any:
+    """The annotation of receive's message; None where receive is not defined."""
+    function = run_class.receive
+    if function is Run.receive:
+        return None
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 3:  # noqa: PLR2004 - self, state, message
+        raise InvalidRunType(name, "receive takes (self, state, message)")
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise InvalidRunType(name, f"receive's annotations cannot be resolved: {error}. Define message types at module level") from error
+    annotation = hints.get(parameters[2].name)
+    if annotation is None:
+        raise InvalidRunType(name, f"annotate receive's {parameters[2].name!r} with the messages it takes, for example Approve | Reject")
+    return without_own(annotation)
+
+
+def without_own(annotation: Any) -> Any:
+    """The user's own members of a message annotation; the runtime's (WaitExpired, ChildEnded) are delivered apart from them."""
+    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    users = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
+    if not users:
+        return None
+    return typing.Union[users] if len(users) > 1 else users[0]  # noqa: UP007 - built at run time
+
+
+def _is_union(annotation: Any) -> bool:
+    import types as pytypes
+
+    return typing.get_origin(annotation) in {typing.Union, pytypes.UnionType}
+
+
+def _decoder(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
+    """A decoder for a user's type, after checks that msgspec makes late or not at all. Raises InvalidRunType with advice."""
+    try:
+        info = types.type_info(kind)
+        decoder = msgspec.msgpack.Decoder(kind)
+    except (TypeError, NameError) as error:
+        advice = ""
+        if "union" in str(error).lower():
+            advice = ". Untagged Structs in a union: add tag=True to each class"
+        raise InvalidRunType(name, f"{what} {kind!r} cannot be stored: {error}{advice}") from error
+    unknown = _first_custom(info, set())
+    if unknown is not None:
+        raise InvalidRunType(
+            name,
+            f"{what} holds {unknown.__module__}.{unknown.__qualname__}, which cannot be stored. Use msgspec Structs, dataclasses, "
+            "enums, containers and scalars; pass live resources through Factory(...)",
+        )
+    return decoder
+
+
+def _parts(info: types.Type) -> list[types.Type]:
+    """The types directly inside a type."""
+    match info:
+        case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.TypedDictType():
+            return [field.type for field in info.fields]
+        case types.UnionType():
+            return list(info.types)
+        case types.TupleType():
+            return list(info.item_types)
+        case types.DictType():
+            return [info.key_type, info.value_type]
+        case types.ListType() | types.SetType() | types.FrozenSetType() | types.VarTupleType() | types.CollectionType():
+            return [info.item_type]
+        case types.Metadata():
+            return [info.type]
+        case _:
+            return []
+
+
+def _first_custom(info: types.Type, seen: set[Any]) -> type | None:
+    if isinstance(info, types.CustomType):
+        return info.cls
+    if _entered(info, seen):
+        return None
+    return next((found for part in _parts(info) if (found := _first_custom(part, seen)) is not None), None)
+
+
+def _entered(info: types.Type, seen: set[Any]) -> bool:
+    """Whether this class has been walked before: Structs may refer to themselves."""
+    cls = getattr(info, "cls", None)
+    if cls is None:
+        return False
+    if cls in seen:
+        return True
+    seen.add(cls)
+    return False
+
+
+_MUTABLE: Final = (
+    types.ListType,
+    types.SetType,
+    types.DictType,
+    types.CollectionType,
+    types.TypedDictType,
+    types.ByteArrayType,
+    types.MemoryViewType,
+    types.AnyType,
+    types.CustomType,
+)
+
+
+def _is_immutable(info: types.Type, seen: set[Any]) -> bool:
+    """Whether no value of this type can change: frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down."""
+    if isinstance(info, _MUTABLE):
+        return False
+    if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:
+        return False
+    if isinstance(info, types.DataclassType) and not _is_frozen_dataclass(info.cls):
+        return False
+    if _entered(info, seen):
+        return True
+    return all(_is_immutable(part, seen) for part in _parts(info))
+
+
+def _is_frozen_dataclass(cls: Any) -> bool:
+    return dataclasses.is_dataclass(cls) and bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+_SCALARS: Final[dict[type, type]] = {
+    types.NoneType: type(None),
+    types.BoolType: bool,
+    types.IntType: int,
+    types.FloatType: float,
+    types.StrType: str,
+    types.BytesType: bytes,
+    types.ListType: list,
+    types.SetType: set,
+    types.FrozenSetType: frozenset,
+    types.VarTupleType: tuple,
+    types.TupleType: tuple,
+    types.DictType: dict,
+    types.TypedDictType: dict,
+    types.ByteArrayType: bytearray,
+}
+
+
+def _classes(info: types.Type) -> frozenset[type]:
+    """The exact classes that values of this type have; empty where that cannot be said (Any)."""
+    match info:
+        case types.Metadata():
+            return _classes(info.type)
+        case types.UnionType():
+            parts = [_classes(part) for part in info.types]
+            return frozenset().union(*parts) if all(parts) else frozenset()
+        case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.EnumType():
+            return frozenset({typing.cast("type", typing.get_origin(info.cls) or info.cls)})
+        case types.LiteralType():
+            return frozenset(type(v) for v in info.values)
+        case types.DateTimeType() | types.DateType() | types.TimeType() | types.TimeDeltaType() | types.UUIDType() | types.DecimalType():
+            return _library_class(info)
+        case _:
+            kind = _SCALARS.get(type(info))
+            return frozenset() if kind is None else frozenset({kind})
+
+
+def _library_class(info: types.Type) -> frozenset[type]:
+    import datetime as dt
+    import decimal
+    import uuid
+
+    named = {
+        types.DateTimeType: dt.datetime,
+        types.DateType: dt.date,
+        types.TimeType: dt.time,
+        types.TimeDeltaType: dt.timedelta,
+        types.UUIDType: uuid.UUID,
+        types.DecimalType: decimal.Decimal,
+    }
+    return frozenset({named[type(info)]})

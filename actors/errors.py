@@ -1,0 +1,191 @@
+"""Errors of the runtime and of its actors. Each says what happened, to which run, what was done and what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executus.stores import ExecutusError
+
+if TYPE_CHECKING:
+    from executus.actors.outcomes import Outcome
+    from executus.stores import RunStatus
+
+
+# --- actors -----------------------------------------------------------------------------------------------------------
+
+
+class ActorError(ExecutusError):
+    """Base of the errors of the actor layer."""
+
+
+class MailboxFull(ActorError):
+    """The bounded mailbox is full. The message was not taken; tell it again later or raise the limit."""
+
+    def __init__(self, who: str, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the mailbox of {who} holds {limit} messages, its limit; this one was not taken. Tell it again later.")
+
+
+class MailboxClosed(ActorError):
+    """The mailbox takes nothing any more."""
+
+
+class AskCycle(ActorError):
+    """A blocking ask would wait for itself."""
+
+
+class RuntimeForked(ExecutusError):
+    """Used in a forked child. Threads and store belong to the parent; a child opens its own runtime on its own store."""
+
+
+# --- registration and the door ----------------------------------------------------------------------------------------
+
+
+class InvalidRunType(ExecutusError, TypeError):
+    """A Run class that cannot be registered; the text says how to mend it."""
+
+    def __init__(self, run_type: str, why: str) -> None:
+        self.run_type = run_type
+        super().__init__(f"run type {run_type!r} cannot be registered: {why}")
+
+
+class NotRegistered(ExecutusError, LookupError):
+    """The run class is not among the runtime's `runs=[...]`."""
+
+
+class InvalidInput(ExecutusError, ValueError):
+    """The input is not what the run's `begin` declares. Nothing was started."""
+
+
+class InvalidMessage(ExecutusError, TypeError):
+    """The message is not what the run's `receive` declares. It was not put into the mailbox."""
+
+
+class BlockingCallOnLoop(ExecutusError):
+    """A verb that blocks its thread was called on a running event loop."""
+
+    def __init__(self, verb: str, twin: str) -> None:
+        super().__init__(
+            f"{verb} would block this thread's running event loop. Use {twin}, or call it from a thread (asyncio.to_thread)."
+        )
+
+
+# --- the runtime ------------------------------------------------------------------------------------------------------
+
+
+class RuntimeNotOpen(ExecutusError):
+    """The runtime is not open: not yet, or no longer."""
+
+
+class RuntimeDraining(ExecutusError):
+    """The runtime shuts down and takes no new runs. Nothing was started; start it again after the next boot."""
+
+
+class StartFailed(ExecutusError):
+    """The run could not be started; nothing of it is left behind unless the text says otherwise."""
+
+
+class RunExists(ExecutusError):
+    """The id is taken, by a live run or a finished one."""
+
+    def __init__(self, run_id: str, status: RunStatus) -> None:
+        self.run_id = run_id
+        self.status = status
+        super().__init__(
+            f"run {run_id!r} exists already and is {status.value}. Nothing was started. "
+            "Give if_exists='return' to get it, 'replace' to end it and begin anew, or 'retry_failed'."
+        )
+
+
+class RunNotFound(ExecutusError, LookupError):
+    """No run of that id is known, here or in the store."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"no run {run_id!r} is known, neither live nor in the store")
+
+
+class NotResumable(ExecutusError):
+    """`resume` of a run that is not stopped, failed or quarantined, or of which no state can be read."""
+
+
+# --- what waiters, askers and tellers get -----------------------------------------------------------------------------
+
+
+class RunUnsuccessful(ExecutusError):
+    """`result()` of a run that ended without one. `outcome` says how."""
+
+    def __init__(self, run_id: str, outcome: Outcome, text: str) -> None:
+        self.run_id = run_id
+        self.outcome = outcome
+        super().__init__(text)
+
+
+class RunFailed(RunUnsuccessful):
+    """It crashed for good. Look at `outcome.error`; `resume()` continues from its last snapshot."""
+
+
+class RunQuarantined(RunUnsuccessful):
+    """Its state cannot be read, or it took the process down three times."""
+
+
+class RunKilled(RunUnsuccessful):
+    """It was killed."""
+
+
+class RunCancelled(RunUnsuccessful):
+    """It was cancelled."""
+
+
+class RunTimedOut(RunUnsuccessful):
+    """Its run_timeout_s elapsed."""
+
+
+class RunInterrupted(ExecutusError):
+    """The run is suspended, stopped or parked: it has no outcome now. It may go on later, in this process or at the next boot."""
+
+    def __init__(self, run_id: str, status: RunStatus, reason: str = "") -> None:
+        self.run_id = run_id
+        self.status = status
+        why = f" ({reason})" if reason else ""
+        super().__init__(f"run {run_id!r} is {status.value}{why}; what waited for it was given up, the run was not")
+
+
+class RunEnded(ExecutusError):
+    """A message or question for a run that has ended."""
+
+    def __init__(self, run_id: str, status: RunStatus) -> None:
+        self.run_id = run_id
+        self.status = status
+        super().__init__(f"run {run_id!r} is {status.value} and takes no messages. The message was not delivered.")
+
+
+class RunCrashed(ExecutusError):
+    """The run crashed with your message in hand. The message is lost; ask again if it can be repeated."""
+
+
+class NoReply(ExecutusError):
+    """`receive` handled the ask without returning Reply(...)."""
+
+
+class WaitTimeout(ExecutusError, TimeoutError):
+    """The time given for waiting is over. The run goes on; only the waiting ended."""
+
+
+# --- inside a run -----------------------------------------------------------------------------------------------------
+
+
+class WrongReturn(ExecutusError, TypeError):
+    """A callback returned what it may not; the run crashed and its last completed state stands."""
+
+
+class SaveRejected(ExecutusError):
+    """A state that cannot be stored. The last good snapshot stands; the run goes on."""
+
+
+class RunFenced(ExecutusError):
+    """This attempt was given up on and another may be running. Nothing it does has effect; return from the callback."""
+
+
+class RestartBudgetSpent(ExecutusError):
+    """A permanent run ended normally more often than its budget allows."""

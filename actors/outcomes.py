@@ -1,0 +1,247 @@
+"""How runs end. `classify` turns the evidence of an ended attempt into an Exit; nothing else decides that. Pure."""
+
+from __future__ import annotations
+
+import enum
+import traceback as tracebacks
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+R = TypeVar("R")
+
+MAX_TEXT_CHARS: Final = 2_000
+MAX_TRACEBACK_CHARS: Final = 16_000
+"""Error texts are stored and logged; a runaway `__str__` must not fill the store."""
+
+
+class Phase(enum.StrEnum):
+    """What an attempt was doing."""
+
+    STARTING = "starting"
+    RESTORING = "restoring"
+    BEGIN = "begin"
+    STEP = "step"
+    RECEIVE = "receive"
+    WAITING = "waiting"
+    SAVING = "saving"
+    STOPPING = "stopping"
+    HUNG = "hung"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """An exception as data: qualified type, text, traceback without local variables (they leak secrets), and `mro`, the
+    qualified names of its classes, so that a policy can match it without the object."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    mro: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe `error`. Never raises, whatever its `__str__` does."""
+        kind = type(error)
+        return cls(
+            type=qualified_name(kind),
+            message=safe_text(error),
+            traceback=_traceback_text(error),
+            mro=tuple(qualified_name(base) for base in kind.__mro__ if base is not object),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+def qualified_name(kind: type) -> str:
+    """The name under which a policy's `fatal` finds an exception class; builtins without their module."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def safe_text(value: object) -> str:
+    """`str(value)`, cut, escaped for terminals and logs, or a note that it could not be had. Never raises."""
+    try:
+        text = str(value)
+    except BaseException as error:  # noqa: BLE001 - a __str__ may raise anything, and this text is for reporting errors
+        text = f"<{type(value).__name__} whose __str__ raised {type(error).__name__}>"
+    return escape(text[:MAX_TEXT_CHARS])
+
+
+def escape(text: str) -> str:
+    r"""Make control characters visible (`\n`, `\x1b`) so that user text cannot forge log lines or drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def _traceback_text(error: BaseException) -> str:
+    try:
+        text = "".join(tracebacks.TracebackException.from_exception(error, capture_locals=False, compact=True).format())
+    except BaseException as failure:  # noqa: BLE001 - formatting calls the error's own __str__ and __notes__
+        text = "".join(tracebacks.format_tb(error.__traceback__)) + f"<unprintable: {type(failure).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
+
+
+# --- causes: why somebody wants a run to end; recorded in order, the first one counts ---------------------------------
+
+
+class KillRequested(msgspec.Struct, frozen=True, tag=True):
+    """Somebody killed it. Its tombstone is committed before this is recorded."""
+
+    by: str
+    reason: str
+
+
+class CancelRequested(msgspec.Struct, frozen=True, tag=True):
+    """Somebody cancelled it, or its parent ended."""
+
+    by: str
+    reason: str
+
+
+class StopRequested(msgspec.Struct, frozen=True, tag=True):
+    """Somebody stopped it; it stays so until resumed by hand."""
+
+
+class DrainRequested(msgspec.Struct, frozen=True, tag=True):
+    """The runtime shuts down."""
+
+
+class RunTimeoutElapsed(msgspec.Struct, frozen=True, tag=True):
+    """Its run_timeout_s is over."""
+
+
+Cause = KillRequested | CancelRequested | StopRequested | DrainRequested | RunTimeoutElapsed
+
+
+# --- exits and outcomes -----------------------------------------------------------------------------------------------
+
+
+class Completed(msgspec.Struct, Generic[R], frozen=True, tag="Completed"):
+    """It returned Done. `durable` is False when the result was reported before its commit came through."""
+
+    result: R
+    durable: bool = True
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """It crashed for good: fatal error, no restarts wanted, or the budget spent. `resume()` by hand is possible."""
+
+    error: ErrorInfo
+    phase: Phase
+    restarts: int
+
+
+class Quarantined(msgspec.Struct, frozen=True, tag=True):
+    """No generation of its state can be read, or it took the process down three times. Kept whole."""
+
+    reason: str
+
+
+class Killed(msgspec.Struct, frozen=True, tag=True):
+    """It was killed; no reboot resurrects it."""
+
+    by: str
+    reason: str
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """It was cancelled, after `stopping`."""
+
+    by: str
+    reason: str
+
+
+class TimedOut(msgspec.Struct, frozen=True, tag=True):
+    """Its run_timeout_s elapsed."""
+
+
+class Crashed(msgspec.Struct, frozen=True, tag=True):
+    """An exception escaped a callback, or it hung; whether it comes back is the policy's decision."""
+
+    error: ErrorInfo
+    phase: Phase
+
+
+class Stopped(msgspec.Struct, frozen=True, tag=True):
+    """It was stopped by hand."""
+
+
+class Suspended(msgspec.Struct, frozen=True, tag=True):
+    """The runtime shut down under it; the next boot resumes it."""
+
+
+class Parked(msgspec.Struct, frozen=True, tag=True):
+    """This code cannot read its state (`upgrade` raised, schema newer). Untouched, tried again at each boot."""
+
+    reason: str
+
+
+Outcome = Completed[Any] | Failed | Quarantined | Killed | Cancelled | TimedOut
+"""What a waiter gets."""
+
+Exit = Completed[Any] | Crashed | Quarantined | Parked | Killed | Cancelled | TimedOut | Stopped | Suspended
+"""What a supervisor classifies."""
+
+
+class ExitEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts about an ended attempt. `causes` in the order in which they were recorded; `done` is what Done held."""
+
+    phase: Phase
+    done: Completed[Any] | None = None
+    error: ErrorInfo | None = None
+    causes: tuple[Cause, ...] = ()
+    unreadable: str | None = None
+    incompatible: str | None = None
+
+
+NO_REASON: Final = ErrorInfo(type="executus.UnexplainedExit", message="the attempt ended without result, error or request")
+
+
+def classify(evidence: ExitEvidence) -> Exit:
+    """Say how an attempt ended.
+
+    A kill goes first, because its tombstone is already in the store. A normal Done completes even while stopping. State
+    that cannot be read outranks requests, because nothing can be suspended or stopped without it. Then the first
+    recorded cause wins: an error after a drain began is an interruption. What is left is a crash.
+    """
+    for cause in evidence.causes:
+        if isinstance(cause, KillRequested):
+            return Killed(cause.by, cause.reason)
+    if evidence.done is not None:
+        return evidence.done
+    if evidence.unreadable is not None:
+        return Quarantined(evidence.unreadable)
+    if evidence.incompatible is not None:
+        return Parked(evidence.incompatible)
+    match evidence.causes[:1]:
+        case (CancelRequested(by, reason),):
+            return Cancelled(by, reason)
+        case (StopRequested(),):
+            return Stopped()
+        case (DrainRequested(),):
+            return Suspended()
+        case (RunTimeoutElapsed(),):
+            return TimedOut()
+        case _:
+            return Crashed(evidence.error or NO_REASON, evidence.phase)
+
+
+# --- outcomes in the store --------------------------------------------------------------------------------------------
+
+_StoredOutcome = Completed[msgspec.Raw] | Failed | Quarantined | Killed | Cancelled | TimedOut
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(_StoredOutcome)
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """The bytes that the store keeps. Raises what msgspec raises for a result it cannot encode."""
+    return _encoder.encode(outcome)
+
+
+def decode_outcome(data: bytes, result_type: Any) -> Outcome:
+    """Read an outcome back, its result as `result_type`. Raises msgspec.ValidationError or DecodeError."""
+    outcome = _decoder.decode(data)
+    if isinstance(outcome, Completed):
+        return Completed(msgspec.msgpack.decode(outcome.result, type=result_type), outcome.durable)
+    return outcome
