@@ -16,8 +16,9 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     `expected` None: the id must be free. `record` begins a new incarnation: it replaces the record and drops
     snapshots, outcome and child links of the one before. `outcome` is kept with the claim: that of a tombstone (a claim
     with a terminal status), or the last result of a permanent run. `drop_snapshots` makes the execution begin afresh.
-    Refused FENCED when the token there is another one, EXISTS when `expected` is None and the id is taken, MISSING when
-    it is gone. The same claim once more (a retry after an unknown outcome) is accepted.
+    Refused FENCED when the token there is another one or the epoch is not newer than its, EXISTS when `expected` is
+    None and the id is taken, MISSING when it is gone. The same claim once more (a retry after an unknown outcome) is
+    accepted. A new record also drops the run's own link to the parent that its old record named.
     """
 
     claim: RunClaim
@@ -26,14 +27,25 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     outcome: bytes | None = None
     drop_snapshots: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise ValueError where the parts belong to different lives: caught where they are put together."""
+        life = (self.claim.run_id, self.claim.incarnation)
+        if self.record is not None and (self.record.run_id, self.record.incarnation) != life:
+            raise ValueError(f"claim of {life} with the record of {(self.record.run_id, self.record.incarnation)}")
+        if self.expected is None:
+            if self.record is None:
+                raise ValueError(f"the first claim of {life} needs its record")
+        elif self.expected.run_id != life[0] or (self.record is None and self.expected.incarnation != life[1]):
+            raise ValueError(f"claim of {life} expects the token of {self.expected[:2]}")
+
 
 class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Keep a snapshot as the newest generation; the one before stays as the second, older ones go.
 
-    The snapshot's own (incarnation, epoch) must be the current claim's and that claim RUNNING, else FENCED or SETTLED; its seq must be newer
-    than the newest readable generation, else STALE — except that the very same (epoch, seq), or the same seq saved by an
-    earlier epoch, is accepted without a write: it is there. `clears_strikes` sets the claim's strikes to 0 in the same
-    commit. `consumed_children` are ids whose end this state has taken in: their links leave `children()`.
+    The run must be there, else MISSING; the snapshot's own (incarnation, epoch) must be the current claim's and that claim
+    RUNNING, else FENCED or SETTLED; its seq must be newer than the newest readable generation, else STALE — except that
+    the very same (epoch, seq), or the same seq saved by an earlier epoch, is accepted without writing it again: it is
+    there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids whose end this state has taken in: their links leave `children()`.
     """
 
     snapshot: Snapshot
@@ -57,16 +69,28 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     consumed_children: tuple[str, ...] = ()
     ended_at_s: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for an ending that is none, or a snapshot of another execution."""
+        if self.status is RunStatus.RUNNING:
+            raise ValueError(f"run {self.token.run_id!r} cannot be settled as running")
+        if self.snapshot is not None and self.snapshot.token != self.token:
+            raise ValueError(f"settling {self.token} with a snapshot of {self.snapshot.token}")
+
 
 class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Park or quarantine a run that cannot be read: only claim row and live index change, record and snapshots keep their bytes.
 
-    `expected` as in Claim; the epoch stays. Refused FENCED or MISSING.
+    `expected` as in Claim; the epoch stays. Refused FENCED, MISSING, or SETTLED where it has ended for good.
     """
 
     expected: Token
     status: RunStatus
     reason: str
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a status that sets nothing aside."""
+        if self.status not in {RunStatus.PARKED, RunStatus.QUARANTINED}:
+            raise ValueError(f"run {self.expected.run_id!r} cannot be set aside as {self.status.value}")
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -97,7 +121,10 @@ class Accepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The operation was left out of the commit; `current` is the claim that was in its way, if there is one."""
+    """The operation was left out of the commit; `current` is the claim that was in its way, if there is one.
+
+    A claim whose row is damaged is in everybody's way: EXISTS or FENCED, with `current` None.
+    """
 
     why: Refusal
     current: RunClaim | None = None

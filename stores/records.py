@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import unicodedata
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,9 @@ from executus.stores.errors import InvalidRunId
 MAX_RUN_ID_BYTES: Final = 200
 MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
 """The most that one stored value may hold; checked before encoding is accepted and before decoding is tried."""
+
+MAX_LABELS: Final = 64
+"""The most labels of a run; checked before encoding, and by the decoder before it makes room for them."""
 
 EPOCHS_PER_BOOT: Final = 1 << 32
 """An epoch is `boot_epoch * EPOCHS_PER_BOOT + n`: the boot epoch is committed when the store opens, so that
@@ -72,7 +75,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     run_type: str
     input: bytes
     created_at_s: float
-    labels: dict[str, str] = {}
+    labels: Annotated[dict[str, str], msgspec.Meta(max_length=MAX_LABELS)] = {}
     parent: ParentLink | None = None
     root_run_id: str
     options: bytes = b""
@@ -119,6 +122,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: bytes
     next: bytes
     waiting: bool = False
+
+    @property
+    def token(self) -> Token:
+        """The token under which it was taken."""
+        return Token(self.run_id, self.incarnation, self.epoch)
 
 
 class StoredRun(msgspec.Struct, frozen=True):

@@ -1,0 +1,248 @@
+"""One commit in the making: operations in, verdicts and row changes out. Touches no disk; reads through `Rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, assert_never
+
+from msgspec.structs import replace
+
+from executus.stores import codec
+from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
+from executus.stores.fencing import (
+    Fit,
+    Newest,
+    judge_claim,
+    judge_damaged,
+    judge_delete,
+    judge_seq,
+    judge_set_aside,
+    judge_settle,
+    judge_writer,
+)
+from executus.stores.operations import ACCEPTED, Claim, Delete, Operation, Refused, Save, SetAside, Settle, Verdict
+from executus.stores.records import LIVE, RunClaim, RunStatus, Snapshot
+from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, Writes, child_key, children_range, run_key, snapshot_key
+
+_EVERYTHING: Final = 1 << 62
+
+
+class Fence(NamedTuple):
+    """What a run's next write is checked against. `newest` counts only once it was read."""
+
+    claim: RunClaim
+    newest: Newest | None = None
+    newest_was_read: bool = False
+
+
+class Batch:
+    """Judges operations one after the other, each seeing the effects of those before.
+
+    `known` are the fences that the store holds in memory; what a run's fence is afterwards stands in `fences`
+    (None: the run is gone). Nothing of `known` is changed: a batch that fails leaves no trace.
+    """
+
+    def __init__(self, rows: Rows, known: Mapping[str, Fence]) -> None:
+        self._rows = rows
+        self._known = known
+        self.fences: dict[str, Fence | None] = {}
+        self.writes: Writes = {}
+
+    def apply(self, operations: Sequence[Operation]) -> list[Verdict]:
+        """Raises RecordTooLarge, InvalidRunId, TypeError or ValueError at the first operation that cannot be stored."""
+        return [self._apply(operation) for operation in operations]
+
+    def _apply(self, op: Operation) -> Verdict:
+        try:
+            match op:
+                case Save():
+                    verdict = self._save(op)
+                case Settle():
+                    verdict = self._settle(op)
+                case Claim():
+                    verdict = self._claim(op)
+                case SetAside():
+                    verdict = self._set_aside(op)
+                case Delete():
+                    verdict = self._delete(op)
+                case _:
+                    assert_never(op)
+        except (RecordCorrupt, StoreTooNew):
+            return judge_damaged(op)
+        return verdict if isinstance(verdict, Refused) else ACCEPTED
+
+    def _claim(self, op: Claim) -> Fit | Refused:
+        claim = op.claim
+        key = run_key(claim.run_id)
+        before = self._fence(claim.run_id, key)
+        verdict = judge_claim(op, before.claim if before else None)
+        if verdict is not Fit.APPLY:
+            return verdict
+        after = Fence(claim, before.newest, before.newest_was_read) if before else Fence(claim, None, True)
+        if before and (op.record is not None or op.drop_snapshots):
+            self._drop_snapshots(key)
+            after = Fence(claim, None, True)
+        if op.record is not None:
+            data = codec.encode_record(op.record, key)
+            if before:
+                self._put(Table.OUTCOMES, key, None)
+                self._drop_links(key)
+            self._put(Table.RECORDS, key, data)
+            if op.record.parent is not None:
+                link = child_key(run_key(op.record.parent.run_id), key)
+                self._put(Table.CHILDREN, link, codec.encode_link(op.record.parent, link))
+        if op.outcome is not None:
+            self._put_outcome(claim, key, op.outcome)
+        self._put_claim(key, after, before.claim if before else None)
+        return verdict
+
+    def _save(self, op: Save) -> Fit | Refused:
+        snapshot = op.snapshot
+        key = run_key(snapshot.run_id)
+        fence = self._fence(snapshot.run_id, key)
+        verdict = judge_writer(snapshot.token, fence.claim if fence else None)
+        if verdict is not Fit.APPLY or fence is None:
+            return verdict
+        fence, verdict = self._put_snapshot(key, fence, snapshot)
+        if isinstance(verdict, Refused):
+            return verdict
+        self.fences[snapshot.run_id] = fence
+        if op.clears_strikes and fence.claim.strikes:
+            cleared = fence._replace(claim=replace(fence.claim, strikes=0))
+            self._put_claim(key, cleared, fence.claim)
+        self._consume(key, op.consumed_children)
+        return verdict
+
+    def _settle(self, op: Settle) -> Fit | Refused:
+        key = run_key(op.token.run_id)
+        fence = self._fence(op.token.run_id, key)
+        same_outcome = op.outcome is None or fence is None or self._holds_outcome(key, op.outcome)
+        verdict = judge_settle(op, fence.claim if fence else None, same_outcome=same_outcome)
+        if verdict is not Fit.APPLY or fence is None:
+            return verdict
+        before = fence.claim
+        if op.status is RunStatus.COMPLETED:
+            self._drop_snapshots(key)
+            fence = Fence(before, None, True)
+        elif op.snapshot is not None:
+            fence, _ = self._put_snapshot(key, fence, op.snapshot)
+        if op.outcome is not None:
+            self._put_outcome(before, key, op.outcome)
+        settled = replace(before, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
+        self._put_claim(key, fence._replace(claim=settled), before)
+        self._consume(key, op.consumed_children)
+        return verdict
+
+    def _set_aside(self, op: SetAside) -> Fit | Refused:
+        key = run_key(op.expected.run_id)
+        fence = self._fence(op.expected.run_id, key)
+        verdict = judge_set_aside(op, fence.claim if fence else None)
+        if verdict is Fit.APPLY and fence is not None:
+            aside = replace(fence.claim, status=op.status, reason=op.reason)
+            self._put_claim(key, fence._replace(claim=aside), fence.claim)
+        return verdict
+
+    def _delete(self, op: Delete) -> Fit | Refused:
+        key = run_key(op.token.run_id)
+        fence = self._fence(op.token.run_id, key)
+        verdict = judge_delete(op, fence.claim if fence else None)
+        if verdict is Fit.APPLY:
+            self._drop_snapshots(key)
+            self._drop_links(key)
+            for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
+                self._put(table, key, None)
+            self.fences[op.token.run_id] = None
+        return verdict
+
+    def _fence(self, run_id: str, key: bytes) -> Fence | None:
+        if run_id in self.fences:
+            return self.fences[run_id]
+        fence = self._known.get(run_id)
+        if fence is None:
+            data = self._get(Table.CLAIMS, key)
+            if data is None:
+                return None
+            fence = self.fences[run_id] = Fence(codec.decode_claim(data, key))
+        return fence
+
+    def _put_claim(self, key: bytes, fence: Fence, before: RunClaim | None) -> None:
+        claim = fence.claim
+        self._put(Table.CLAIMS, key, codec.encode_claim(claim, key))
+        is_live, was_live = claim.status in LIVE, before is not None and before.status in LIVE
+        if is_live != was_live:
+            # Ten per cent of a commit when it is written with every save.
+            self._put(Table.LIVE, key, b"\1" if is_live else None)
+        self.fences[claim.run_id] = fence
+
+    def _put_snapshot(self, key: bytes, fence: Fence, snapshot: Snapshot) -> tuple[Fence, Fit | Refused]:
+        newest = fence.newest if fence.newest_was_read else self._read_newest(key, fence.claim.incarnation)
+        verdict = judge_seq(snapshot.seq, newest, fence.claim)
+        if verdict is Fit.APPLY:
+            # Never over the newest readable generation, so that a torn or damaged write leaves one to go back to.
+            slot = 1 - newest.slot if newest else 0
+            slot_key = snapshot_key(key, slot)
+            self._put(Table.SNAPSHOTS, slot_key, codec.encode_snapshot(snapshot, slot_key))
+            newest = Newest(snapshot.seq, slot)
+        return Fence(fence.claim, newest, True), verdict
+
+    def _read_newest(self, key: bytes, incarnation: int) -> Newest | None:
+        newest: Newest | None = None
+        for slot in SLOTS:
+            slot_key = snapshot_key(key, slot)
+            data = self._get(Table.SNAPSHOTS, slot_key)
+            if data is None:
+                continue
+            try:
+                snapshot = codec.decode_snapshot(data, slot_key)
+            except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+                continue
+            if snapshot.incarnation == incarnation and (newest is None or snapshot.seq > newest.seq):
+                newest = Newest(snapshot.seq, slot)
+        return newest
+
+    def _drop_snapshots(self, key: bytes) -> None:
+        for slot in SLOTS:
+            self._put(Table.SNAPSHOTS, snapshot_key(key, slot), None)
+
+    def _put_outcome(self, claim: RunClaim, key: bytes, outcome: bytes) -> None:
+        stamp = codec.Stamp(claim.incarnation, claim.epoch)
+        self._put(Table.OUTCOMES, key, codec.encode_outcome(outcome, stamp, key, claim.run_id))
+
+    def _holds_outcome(self, key: bytes, outcome: bytes) -> bool:
+        data = self._get(Table.OUTCOMES, key)
+        try:
+            return data is not None and codec.decode_outcome(data, key) == outcome
+        except (RecordCorrupt, RecordTooLarge):
+            return False
+
+    def _consume(self, parent: bytes, children: Sequence[str]) -> None:
+        for child in children:
+            self._put(Table.CHILDREN, child_key(parent, run_key(child)), None)
+
+    def _drop_links(self, key: bytes) -> None:
+        """Drop the links of a run's children, and its own to its parent."""
+        for link in [*self._links_below(*children_range(key)), *self._own_links(key)]:
+            self._put(Table.CHILDREN, link, None)
+
+    def _own_links(self, key: bytes) -> list[bytes]:
+        data = self._get(Table.RECORDS, key)
+        try:
+            parent = codec.decode_record(data, key).parent if data is not None else None
+            return [child_key(run_key(parent.run_id), key)] if parent else []
+        except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+            # Only the damaged record knew the parent: look through all links instead.
+            return [link for link in self._links_below(b"", None) if link.endswith(SEPARATOR + key)]
+
+    def _links_below(self, first: bytes, below: bytes | None) -> Iterator[bytes]:
+        yield from [link for link, _ in self._rows.page(Table.CHILDREN, first, below, _EVERYTHING)]
+        staged = self.writes.get(Table.CHILDREN, {})
+        yield from [link for link in staged if first <= link and (below is None or link < below)]
+
+    def _get(self, table: Table, key: bytes) -> bytes | None:
+        staged = self.writes.get(table)
+        if staged is not None and key in staged:
+            return staged[key]
+        return self._rows.get(table, key)
+
+    def _put(self, table: Table, key: bytes, value: bytes | None) -> None:
+        self.writes.setdefault(table, {})[key] = value

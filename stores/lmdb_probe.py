@@ -1,0 +1,41 @@
+"""Run as a script in a short-lived process: walk a store's file and open it. Exit 0 says that it can be opened.
+
+Arguments: the folder in which the engine's package lies, the store's folder, `walk` or `open`. Imports nothing of executus.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(engine_folder: str, store_folder: str, how: str) -> int:
+    """Print what is wrong, one line each, and return how much of it there is."""
+    sys.path.append(engine_folder)
+    import lmdb  # noqa: PLC0415 - found only now
+    from lmdb.verify import VerifyError, verify  # noqa: PLC0415
+
+    try:
+        problems = verify(store_folder) if how == "walk" else []
+        if not problems:
+            _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=16))
+    except (VerifyError, lmdb.Error) as error:
+        problems = [str(error)]
+    for problem in problems[:20]:
+        print(problem)  # noqa: T201 - the parent reads it
+    return min(len(problems), 100)
+
+
+def _read_everything(env: object) -> None:
+    """Touch every key of every table: what makes the engine fall over, does so here."""
+    import lmdb  # noqa: PLC0415
+
+    assert isinstance(env, lmdb.Environment)  # noqa: S101 - for the type checker
+    with env.begin() as txn:
+        names = [bytes(name) for name in txn.cursor().iternext(values=False)]
+        for name in names:
+            for _ in txn.cursor(env.open_db(name, txn=txn, create=False)).iternext(values=False):
+                pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""Where things stand in a store: tables, keys, and the two small doors through which the rules reach them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from executus.stores.errors import InvalidRunId
+from executus.stores.records import MAX_RUN_ID_BYTES, check_run_id
+
+SEPARATOR: Final = b"\0"
+"""Between the parts of a key; no run id holds it."""
+SLOTS: Final = (0, 1)
+"""Two generations of snapshots a run, written in turn."""
+
+
+class Table(enum.StrEnum):
+    """The tables, by the names under which they are stored."""
+
+    META = "meta"
+    CLAIMS = "claims"
+    RECORDS = "records"
+    SNAPSHOTS = "snapshots"
+    OUTCOMES = "outcomes"
+    LIVE = "live"
+    CHILDREN = "children"
+
+
+Writes = dict[Table, dict[bytes, bytes | None]]
+"""What a commit changes, by table and key; None deletes."""
+
+
+class Rows(Protocol):
+    """Reading, within one consistent view. Every value owns its bytes."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value under a key, or None."""
+        ...
+
+    def get_many(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that are there."""
+        ...
+
+    def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` pairs in order of key, from `first` on, under `below`."""
+        ...
+
+
+class WritableRows(Rows, Protocol):
+    """The same view with a write of everything at once."""
+
+    def write(self, writes: Writes) -> None:
+        """Make the changes part of this transaction."""
+        ...
+
+
+def run_key(run_id: str) -> bytes:
+    """The key of a run. Raises InvalidRunId for an id that did not come through `check_run_id`."""
+    try:
+        if run_id.isascii() and run_id.isprintable() and 0 < len(run_id) <= MAX_RUN_ID_BYTES:
+            return run_id.encode()
+    except AttributeError:
+        pass
+    if check_run_id(run_id) != run_id:
+        raise InvalidRunId(run_id, "it is not in NFC, pass it through check_run_id first")
+    return run_id.encode()
+
+
+def run_id_of(key: bytes) -> str:
+    """The id that a run's key stands for; keys that no longer are UTF-8 come out escaped."""
+    return key.decode("utf-8", "backslashreplace")
+
+
+def snapshot_key(key: bytes, slot: int) -> bytes:
+    """The key of one generation of a run."""
+    return b"%b\0%d" % (key, slot)
+
+
+def child_key(parent: bytes, child: bytes) -> bytes:
+    """The key of a child's link below its parent."""
+    return b"%b\0%b" % (parent, child)
+
+
+def children_range(parent: bytes) -> tuple[bytes, bytes]:
+    """The first key of a parent's links, and the one below which they all are."""
+    return parent + b"\0", parent + b"\1"

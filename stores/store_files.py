@@ -1,0 +1,152 @@
+"""What can be said of a store's files without handing them to the engine: a damaged file must not reach its memory map."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from executus.stores.errors import StoreCorrupt, StoreTooNew, StoreUnavailable
+from executus.stores.owner_lock import DataFile
+
+DATA_NAME: Final = "data.mdb"
+NEW_PREFIX: Final = "new-store-"
+
+_MAGIC: Final = 0xBEEFC0DE
+_ENGINE_FORMAT: Final = 1
+"""LMDB 0.9's. LMDB 1.0 writes 3 and puts the magic number 8 bytes further on."""
+_MAGIC_PLACES: Final = (16, 24)
+_META: Final = struct.Struct("=IIQQI")
+"""At 16: magic, version, address, map size, page size (which is the free list's padding field)."""
+_TAIL: Final = struct.Struct("=QQ")
+"""At 136: last page, transaction id."""
+_TAIL_PLACE: Final = 136
+_SMALLEST_PAGE: Final = 512
+_LARGEST_PAGE: Final = 65536
+
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    "9p afs beegfs ceph cifs coda fuse.cephfs fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs".split()
+)
+_VERIFY_MAX_BYTES: Final = 512 * 1024 * 1024
+"""After a kill (not a crash of the machine) nothing above this is walked page by page: 0.3 s for 138 MB, and the page
+cache is whole."""
+_CHECK_TIMEOUT_S: Final = 60.0
+_CHECK_BYTES_PER_S: Final = 20_000_000
+
+
+
+
+def check_header(folder: Path) -> None:
+    """Refuse a data file that is none, is of another engine's format, or is shorter than its last page. Reads only.
+
+    Raises StoreCorrupt, StoreTooNew, OSError. A truncated file would be a SIGBUS of the whole process.
+    """
+    path = folder / DATA_NAME
+    with path.open("rb") as file:
+        head = file.read(_LARGEST_PAGE + _TAIL_PLACE + _TAIL.size)
+        size_bytes = os.fstat(file.fileno()).st_size
+    if len(head) < _TAIL_PLACE + _TAIL.size:
+        raise _corrupt(folder, f"{DATA_NAME} is {size_bytes} bytes long, shorter than one page")
+    version, page_bytes = _identify(head, folder)
+    if version > _ENGINE_FORMAT:
+        raise StoreTooNew(
+            f"store {str(folder)!r} is written in format {version} of LMDB, this code uses {_ENGINE_FORMAT}. "
+            "It was left untouched. Deploy the newer code that wrote it.",
+            path=str(folder),
+            found=version,
+            known=_ENGINE_FORMAT,
+        )
+    if page_bytes & (page_bytes - 1) or not _SMALLEST_PAGE <= page_bytes <= _LARGEST_PAGE:
+        raise _corrupt(folder, f"its page size says {page_bytes}")
+    if len(head) < page_bytes + _TAIL_PLACE + _TAIL.size:
+        raise _corrupt(folder, f"{DATA_NAME} is {size_bytes} bytes long, shorter than two pages of {page_bytes}")
+    last = max((_tail(head, 0), _tail(head, page_bytes)), key=lambda meta: meta[1])[0]
+    needed_bytes = (last + 1) * page_bytes
+    if size_bytes < needed_bytes:
+        raise _corrupt(folder, f"{DATA_NAME} is truncated: {size_bytes} bytes of {needed_bytes}")
+
+
+def check_file_system(folder: Path) -> None:
+    """Refuse a network file system: its locks and memory maps do not hold what LMDB needs. Raises StoreUnavailable."""
+    kind = _file_system(folder)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StoreUnavailable(
+            f"store {str(folder)!r} lies on a network file system ({kind}), where memory maps and locks are not reliable. "
+            "Nothing was opened. Use a local disk, or pass allow_network_fs=True at your own risk.",
+            path=str(folder),
+        )
+
+
+def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool) -> None:
+    """Let a short-lived process walk the file and open it: what kills that one would have killed this one.
+
+    `engine_folder` is where the engine's package lies. Raises StoreCorrupt with what was found; StoreUnavailable when
+    the check itself could not be done.
+    """
+    size_bytes = (folder / DATA_NAME).stat().st_size
+    walk = machine_restarted or size_bytes <= _VERIFY_MAX_BYTES
+    script = Path(__file__).with_name("lmdb_probe.py")
+    command = [sys.executable, "-I", "-S", str(script), engine_folder, str(folder), "walk" if walk else "open"]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and script
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_CHECK_TIMEOUT_S + size_bytes / _CHECK_BYTES_PER_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StoreUnavailable(
+            f"store {str(folder)!r} was not closed in peace and could not be checked: {error}. It was left untouched.",
+            path=str(folder),
+        ) from error
+    if done.returncode:
+        found = done.stdout.decode("utf-8", "replace").strip() or done.stderr.decode("utf-8", "replace").strip()[-500:]
+        raise _corrupt(folder, found or f"opening it killed the process that tried (exit {done.returncode})")
+
+
+def data_file(folder: Path) -> DataFile:
+    """How the data file looks now. Raises OSError."""
+    stat = (folder / DATA_NAME).stat()
+    return DataFile(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _identify(head: bytes, folder: Path) -> tuple[int, int]:
+    for place in _MAGIC_PLACES:
+        magic, version, _, _, page_bytes = _META.unpack_from(head, place)
+        if magic == _MAGIC:
+            return version & 0xFFFF, page_bytes
+        if magic == int.from_bytes(_MAGIC.to_bytes(4, "big"), "little"):
+            raise _corrupt(folder, f"{DATA_NAME} was written on a machine of the other byte order")
+    raise _corrupt(folder, f"{DATA_NAME} is no LMDB file")
+
+
+def _tail(head: bytes, place: int) -> tuple[int, int]:
+    last_page, transaction = _TAIL.unpack_from(head, place + _TAIL_PLACE)
+    return last_page, transaction
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system a folder lies on, by its device number; empty where the system does not tell."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2:3] == [wanted]:
+            return source.split()[0]
+    return ""
+
+
+def _corrupt(folder: Path, why: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"store {str(folder)!r} cannot be trusted: {why}. It was left untouched. Restore it from a backup, or move the "
+        "folder away to begin anew.",
+        path=str(folder),
+    )
