@@ -67,9 +67,9 @@ def open_files() -> Counter[str]:
     if sys.platform != "linux":
         return Counter()
     targets: list[str] = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            targets.append(os.readlink(f"/proc/self/fd/{entry}"))
+            targets.append(str(entry.readlink()))
         except FileNotFoundError:  # the one that listed them
             continue
     return Counter(targets)

@@ -26,7 +26,9 @@ SLEEPS = {"time.sleep", "asyncio.sleep"}
 
 def test_imports_follow_the_layers() -> None:
     # A child process: the linter edits sys.path and the logging configuration of whoever calls it.
-    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+    program = (
+        "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+    )
     command = [sys.executable, "-P", "-c", program]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -39,7 +41,9 @@ def names_of_imports(tree: ast.AST) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                names[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+                names[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
         elif isinstance(node, ast.ImportFrom):
             names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -123,7 +127,9 @@ def naps(source: str) -> list[str]:
                 case [ast.Constant(value=0)]:
                     pass
                 case _:
-                    found.append(f"line {node.lineno}: {full_name(node.func, names)}: wait for a fact, tests.waiting.wait_until")
+                    found.append(
+                        f"line {node.lineno}: {full_name(node.func, names)}: wait for a fact, tests.waiting.wait_until"
+                    )
         for child in ast.iter_child_nodes(node):
             look(child)
 
@@ -132,7 +138,9 @@ def naps(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "file", sorted([*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py")]), ids=lambda file: str(file.relative_to(TESTS))
+    "file",
+    sorted([*TESTS.rglob("test_*.py"), *TESTS.rglob("conftest.py")]),
+    ids=lambda file: str(file.relative_to(TESTS)),
 )
 def test_tests_wait_for_facts(file: Path) -> None:
     assert naps(file.read_text(encoding="utf-8")) == []

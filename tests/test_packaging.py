@@ -68,14 +68,18 @@ def test_the_wheel_says_pyprojects_version_extras_and_command(wheel: zipfile.Pat
     metadata = Parser().parsestr(wheel.root.read(f"{dist_info}/METADATA").decode())
     project = PYPROJECT["project"]
     assert metadata["Version"] == project["version"]
-    assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"]) == {"cli", "test", "dev"}
+    assert (
+        set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"]) == {"cli", "test", "dev"}
+    )
     commands = wheel.root.read(f"{dist_info}/entry_points.txt").decode()
     assert "executus = executus.actors.console.main:main" in commands
 
 
 def test_every_package_is_listed_and_every_listed_one_exists() -> None:
     folders = {file.parent.relative_to(ROOT) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
-    assert {"executus." + ".".join(folder.parts) for folder in folders} == set(PYPROJECT["tool"]["setuptools"]["packages"])
+    assert {"executus." + ".".join(folder.parts) for folder in folders} == set(
+        PYPROJECT["tool"]["setuptools"]["packages"]
+    )
     assert all((ROOT / folder / "__init__.py").exists() for folder in folders)
 
 
