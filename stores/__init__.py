@@ -14,6 +14,7 @@ from executus.stores.errors import (
     StoreTooNew,
     StoreUnavailable,
 )
+from executus.stores.lmdb_store import LmdbStore
 from executus.stores.memory_store import MemoryStore
 from executus.stores.operations import (
     ACCEPTED,
@@ -64,6 +65,7 @@ __all__ = [
     "Delete",
     "ExecutusError",
     "InvalidRunId",
+    "LmdbStore",
     "LoadedSnapshot",
     "MemoryStore",
     "Operation",

@@ -15,7 +15,7 @@ def main(engine_folder: str, store_folder: str, how: str) -> int:
     from lmdb.verify import VerifyError, verify  # noqa: PLC0415
 
     try:
-        problems = verify(store_folder) if how == "walk" else []
+        problems: list[str] = verify(store_folder) if how == "walk" else []  # type: ignore[no-untyped-call]
         if not problems:
             _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=16))
     except (VerifyError, lmdb.Error) as error:

@@ -14,21 +14,14 @@ from typing import Final
 
 import msgspec
 
-from executus.stores.errors import StoreLocked, StoreUnavailable
+from executus.stores.errors import StoreLocked
+from executus.stores.store_files import DataFile, sync_folder
 
 LOCK_NAME: Final = "owner.lock"
 FACTS_NAME: Final = "owner.json"
 _MAX_FACTS_BYTES: Final = 4096
 
 _Inode = tuple[int, int]
-
-
-class DataFile(msgspec.Struct, frozen=True):
-    """How the data file was left; a file that looks otherwise was touched since."""
-
-    inode: int
-    size_bytes: int
-    changed_at_ns: int
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +143,7 @@ def read_owner(folder: Path) -> Owner | None:
 def write_owner(folder: Path, owner: Owner) -> None:
     """Put the facts in place, all or nothing, durably. Raises OSError."""
     path, new = folder / FACTS_NAME, folder / f"{FACTS_NAME}.new"
-    with new.open("wb") as file:
+    with open(new, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
         file.write(msgspec.json.encode(owner))
         file.flush()
         os.fsync(file.fileno())
@@ -158,22 +151,8 @@ def write_owner(folder: Path, owner: Owner) -> None:
     sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def cannot_open(folder: Path, error: OSError) -> StoreUnavailable:
-    """The typed error for a folder or file that cannot be used."""
-    return StoreUnavailable(
-        f"store {str(folder)!r} cannot be used: {error.strerror or error} ({error.filename or folder}). "
-        "Nothing was changed. Check that the folder exists, is writable and belongs to this user.",
-        path=str(folder),
-    )
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _holder_here(path: Path) -> OwnerLock | None:

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from executus.stores.errors import StoreCorrupt, StoreTooNew, StoreUnavailable
-from executus.stores.owner_lock import DataFile
 
 DATA_NAME: Final = "data.mdb"
 NEW_PREFIX: Final = "new-store-"
@@ -37,6 +38,14 @@ _CHECK_TIMEOUT_S: Final = 60.0
 _CHECK_BYTES_PER_S: Final = 20_000_000
 
 
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """How the data file was left; a file that looks otherwise was touched since."""
+
+    inode: int
+    size_bytes: int
+    changed_at_ns: int
 
 
 def check_header(folder: Path) -> None:
@@ -112,6 +121,23 @@ def data_file(folder: Path) -> DataFile:
     """How the data file looks now. Raises OSError."""
     stat = (folder / DATA_NAME).stat()
     return DataFile(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def is_file(path: Path, stat: os.stat_result) -> bool:
+    """Is the file under that name still the one of which `stat` was taken?"""
+    try:
+        return os.path.samestat(path.stat(), stat)
+    except OSError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _identify(head: bytes, folder: Path) -> tuple[int, int]:

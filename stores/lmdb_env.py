@@ -1,0 +1,246 @@
+"""LMDB itself: how an environment is created and opened, one transaction over the tables, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import lmdb
+
+from executus.stores.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
+from executus.stores.rows import Table, Writes
+from executus.stores.store_files import DATA_NAME, NEW_PREFIX, is_file, sync_folder
+
+LOCK_NAME: Final = "lock.mdb"
+FOLDER_MODE: Final = 0o700
+_NEW_MAP_BYTES: Final = 1024 * 1024
+_LEAST_MAP_BYTES: Final = 16 * 1024 * 1024
+_MAX_READERS: Final = 512
+_SPARE_DISK_BYTES: Final = 1024 * 1024
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_Databases = dict[Table, Any]
+"""lmdb's handle type has no public name."""
+
+
+class Settings(NamedTuple):
+    """What an environment is opened with."""
+
+    profile: Literal["power", "power-1", "process"]
+    map_size_bytes: int
+
+
+class TransactionRows:
+    """The tables within one transaction. Values are copied out."""
+
+    def __init__(self, txn: lmdb.Transaction[bytes], databases: _Databases) -> None:
+        self._txn = txn
+        self._databases = databases
+        self.written_bytes = 0
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self._txn.get(key, db=self._databases[table])
+
+    def get_many(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        with self._txn.cursor(self._databases[table]) as cursor:
+            return dict(cursor.getmulti(keys))
+
+    def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        with self._txn.cursor(self._databases[table]) as cursor:
+            if limit and (cursor.set_range(first) if first else cursor.first()):
+                for key, value in cursor:
+                    if below is not None and key >= below:
+                        break
+                    found.append((key, value))
+                    if len(found) == limit:
+                        break
+        return found
+
+    def write(self, writes: Writes) -> None:
+        # Few calls: each one's return waits up to 5 ms for the GIL while any Python thread computes.
+        for table, changes in writes.items():
+            database = self._databases[table]
+            puts = sorted((key, value) for key, value in changes.items() if value is not None)
+            if puts:
+                with self._txn.cursor(database) as cursor:
+                    cursor.putmulti(puts)
+            for key, value in changes.items():
+                if value is None:
+                    self._txn.delete(key, db=database)
+
+    def count(self, table: Table) -> int:
+        return self._txn.stat(self._databases[table])["entries"]
+
+    def used_bytes(self) -> int:
+        """Pages that hold something; free pages inside the file do not count."""
+        stats = [self._txn.stat(database) for database in self._databases.values()]
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return pages * stats[0]["psize"]
+
+
+class OpenEnvironment:
+    """An environment with its tables, and the identity of the files that it has open."""
+
+    def __init__(self, folder: Path, env: lmdb.Environment, databases: _Databases) -> None:
+        self._data, self._lock = folder / DATA_NAME, folder / LOCK_NAME
+        self._databases = databases
+        self._data_stat, self._lock_stat = self._data.stat(), self._lock.stat()
+        self.env = env
+        self.map_size_bytes = env.info()["map_size"]
+        self._page_bytes = env.stat()["psize"]
+
+    def data_is_in_place(self) -> bool:
+        """Is the data file still the one under its name? `rm -rf` is otherwise unnoticed."""
+        return is_file(self._data, self._data_stat)
+
+    def lock_is_in_place(self) -> bool:
+        """The same for LMDB's lock file."""
+        return is_file(self._lock, self._lock_stat)
+
+    def reached_bytes(self) -> int:
+        """How far into the map pages were ever used."""
+        return (self.env.info()["last_pgno"] + 1) * self._page_bytes
+
+    def last_transaction(self) -> int:
+        """The number of the last commit."""
+        return self.env.info()["last_txnid"]
+
+    @contextmanager
+    def read(self) -> Iterator[TransactionRows]:
+        """A view of the last commit."""
+        try:
+            txn = self.env.begin()
+        except lmdb.ReadersFullError:
+            # Slots of killed readers: drop them and try once more.
+            self.env.reader_check()
+            txn = self.env.begin()
+        with txn:
+            yield TransactionRows(txn, self._databases)
+
+    @contextmanager
+    def write(self) -> Iterator[TransactionRows]:
+        """The write transaction: committed when left in peace, else aborted."""
+        with self.env.begin(write=True) as txn:
+            yield TransactionRows(txn, self._databases)
+
+
+def create(folder: Path, meta: dict[bytes, bytes | None]) -> None:
+    """Make an empty store's data file, all or nothing: a half-created one is refused by LMDB for ever. Raises lmdb.Error, OSError."""
+    new = folder / f"{NEW_PREFIX}{os.getpid()}"
+    new.mkdir(mode=FOLDER_MODE)
+    # The engine by number: an environment variable can change the default, and the two cannot read each other's files.
+    with lmdb.open(str(new), map_size=_NEW_MAP_BYTES, mode=FOLDER_MODE, max_dbs=len(Table), lib_version=0) as env:
+        databases = {table: env.open_db(table.encode()) for table in Table}
+        with env.begin(write=True) as txn:
+            TransactionRows(txn, databases).write({Table.META: meta})
+    (new / DATA_NAME).rename(folder / DATA_NAME)
+    sync_folder(folder)
+    shutil.rmtree(new)
+
+
+def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
+    """Open an existing store's environment and its tables. Raises StoreCorrupt for another program's file, lmdb.Error, OSError."""
+    env = _open_within_address_space(folder, settings)
+    try:
+        databases: _Databases = {table: env.open_db(table.encode(), create=False) for table in Table}
+        return OpenEnvironment(folder, env, databases)
+    except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
+        env.close()
+        raise StoreCorrupt(
+            f"store {str(folder)!r}: {DATA_NAME} is an LMDB file of another program ({error}). It was left untouched. "
+            "Use a folder of its own for the store.",
+            path=str(folder),
+        ) from error
+    except BaseException:
+        env.close()
+        raise
+
+
+def typed_error(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> StoreError:
+    """What an error of LMDB or of the system means for the store, with the facts for whoever reads it."""
+    path = str(folder)
+    code = error.errno if isinstance(error, OSError) else error.code
+    if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
+        return StoreCorrupt(
+            f"store {path!r} is damaged: {error}. It was left as it is. Restore it from a backup, or move the folder away "
+            "to begin anew.",
+            path=path,
+        )
+    if isinstance(error, lmdb.MapFullError):
+        return StoreFull(
+            f"store {path!r} has reached its map size of {map_size_bytes} bytes. Nothing of the commit was written. "
+            "Delete runs, or open it with a larger map_size_bytes.",
+            path=path,
+            map_size_bytes=map_size_bytes,
+        )
+    # A disk that fills in mid-write comes as a short write, which LMDB reports as a plain EIO.
+    if code in _FULL or isinstance(error, lmdb.DiskError) or (code == errno.EIO and _is_short_of_room(folder)):
+        return StoreFull(
+            f"store {path!r}: no room on its disk, or a limit on file size is reached ({error}; {_free_bytes(folder)} bytes "
+            "free). Saving comes back when there is room.",
+            path=path,
+            needed_bytes=_SPARE_DISK_BYTES,
+            map_size_bytes=map_size_bytes,
+        )
+    return StoreUnavailable(
+        f"store {path!r} cannot be used now: {error}. Check that its folder is there, is writable and belongs to this user, "
+        "and that the disk works.",
+        path=path,
+    )
+
+
+def engine_folder() -> str:
+    """Where the lmdb package lies, for a child process that shares nothing else with this one."""
+    return str(Path(lmdb.__file__).parent.parent)
+
+
+def _open_within_address_space(folder: Path, settings: Settings) -> lmdb.Environment:
+    map_size_bytes = settings.map_size_bytes
+    while True:
+        try:
+            return lmdb.open(
+                str(folder),
+                map_size=map_size_bytes,
+                mode=FOLDER_MODE,
+                create=False,
+                max_dbs=len(Table),
+                max_readers=_MAX_READERS,
+                max_spare_txns=0,
+                # A full disk would be a SIGBUS.
+                writemap=False,
+                meminit=True,
+                lock=True,
+                # Without the first, a power loss left 22 % of states whole.
+                sync=settings.profile != "process",
+                metasync=settings.profile == "power",
+            )
+        except lmdb.MemoryError:
+            map_size_bytes //= 2
+            if map_size_bytes < _LEAST_MAP_BYTES:
+                raise
+
+
+def _is_short_of_room(folder: Path) -> bool:
+    limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    try:
+        size_bytes = (folder / DATA_NAME).stat().st_size
+    except OSError:
+        return False
+    if limit_bytes != resource.RLIM_INFINITY and size_bytes + _SPARE_DISK_BYTES > limit_bytes:
+        return True
+    return _free_bytes(folder) < _SPARE_DISK_BYTES
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        stat = os.statvfs(folder)
+    except OSError:
+        return 0
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,290 @@
+"""The durable store: runs in one LMDB environment, owned by one process. Keys, transactions, space, durability.
+
+Layout: one named table each for meta, claims, records, snapshots (two slots a run), outcomes, live, children, see
+`rows.py`. The thread that opens is the one that writes and closes. Readers hold `_gate`, so that the environment is never
+closed under them; the writer does not, so that no reader delays a commit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import lmdb
+from msgspec.structs import replace
+
+from executus.stores import codec, lmdb_env, store_files
+from executus.stores.errors import RecordCorrupt, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreTooNew, StoreUnavailable
+from executus.stores.operations import Claim, Operation
+from executus.stores.owner_lock import OwnerLock, boot_id, this_process, write_owner
+from executus.stores.records import StoreInfo
+from executus.stores.row_store import RowStore
+from executus.stores.rows import Rows, Table, WritableRows
+
+Profile = Literal["power", "power-1", "process"]
+
+REFUSE_NEW_RUNS_RATIO: Final = 0.9
+"""Above it a new incarnation is refused: near full even a delete needs pages, and those that live must go on saving."""
+READER_CHECK_EVERY_S: Final = 60.0
+REOPENINGS: Final = 3
+_FORMAT: Final = "format"
+_BOOT: Final = "boot"
+
+
+class LmdbStore(RowStore):
+    """A CheckpointStore in the folder `path`, which is made where it is missing.
+
+    `profile`: "power" survives power loss; "power-1" may then lose the last commit, never more; "process" survives kill
+    -9 and no more. `map_size_bytes` bounds the store's growth, costs address space only, and is halved where that is short.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        profile: Profile = "power",
+        map_size_bytes: int = 64 * 1024**3,
+        allow_network_fs: bool = False,
+    ) -> None:
+        super().__init__()
+        self._folder = Path(path).absolute()
+        self._settings = lmdb_env.Settings(profile, map_size_bytes)
+        self._allow_network_fs = allow_network_fs
+        self._lock = OwnerLock(self._folder)
+        self._gate = threading.Lock()
+        self._env: lmdb_env.OpenEnvironment | None = None
+        self._next_reader_check_s = 0.0
+        self._reopenings = 0
+
+    def open(self) -> None:
+        self._check_process()
+        if self._owner_pid is not None:
+            raise StoreLocked(f"store {self._path!r} is open already. Close it first.", path=self._path, owner_pid=os.getpid())
+        with self._as_store_errors():
+            self._make_folder()
+            if not self._allow_network_fs:
+                store_files.check_file_system(self._folder)
+            previous = self._lock.acquire()
+            try:
+                self._clear_leftovers()
+                if not (self._folder / store_files.DATA_NAME).exists():
+                    lmdb_env.create(self._folder, _first_rows())
+                else:
+                    store_files.check_header(self._folder)
+                    if previous is None or previous.closed != store_files.data_file(self._folder):
+                        restarted = previous is None or previous.boot_id != boot_id()
+                        store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=restarted)
+                # Durable before the first write: a marker of a clean close must never survive one.
+                write_owner(self._folder, this_process())
+                self._env = lmdb_env.open_environment(self._folder, self._settings)
+                self._check_format()
+                self._boot_epoch = self._draw_boot_epoch()
+            except BaseException:
+                self._close_environment()
+                self._lock.release()
+                raise
+        self._fences.clear()
+        self._reopenings = 0
+        self._next_reader_check_s = time.monotonic() + READER_CHECK_EVERY_S
+        self._owner_pid = os.getpid()
+
+    def close(self) -> None:
+        self._check_process()
+        if self._owner_pid is None:
+            return
+        self._owner_pid = None
+        try:
+            if self._env is not None and self._is_in_place():
+                self._env.env.sync(True)  # noqa: FBT003 - positional only in LMDB
+                self._close_environment()
+                write_owner(self._folder, replace(this_process(), closed=store_files.data_file(self._folder)))
+        except (lmdb.Error, OSError):
+            pass  # Without the marker the next opening checks the file: slower, and right.
+        finally:
+            self._close_environment()
+            self._lock.release()
+
+    def info(self) -> StoreInfo:
+        self._check_usable()
+        with self._view() as rows:
+            assert isinstance(rows, lmdb_env.TransactionRows)  # noqa: S101 - for the type checker
+            return StoreInfo(
+                kind="lmdb",
+                path=self._path,
+                boot_epoch=self._boot_epoch,
+                format_version=codec.FORMAT_VERSION,
+                runs=rows.count(Table.CLAIMS),
+                live=rows.count(Table.LIVE),
+                used_bytes=rows.used_bytes(),
+                map_size_bytes=self._environment().map_size_bytes,
+            )
+
+    @contextmanager
+    def _view(self) -> Iterator[Rows]:
+        with self._gate, self._as_store_errors():
+            with self._environment().read() as rows:
+                yield rows
+
+    @contextmanager
+    def _transaction(self, operations: Sequence[Operation]) -> Iterator[WritableRows]:
+        self._check_files()
+        with self._as_store_errors():
+            self._check_readers()
+            self._check_room(operations)
+            with self._environment().write() as rows:
+                yield rows
+        self._reopenings = 0
+
+    @contextmanager
+    def _as_store_errors(self) -> Iterator[None]:
+        """LMDB's and the system's errors come out typed, with the facts; a panicked environment is opened anew."""
+        try:
+            yield
+        except StoreError as error:
+            error.path = error.path or self._path
+            raise
+        except lmdb.PanicError as error:
+            self._reopen(str(error))
+            raise StoreUnavailable(
+                f"store {self._path!r}: {error}. The outcome of the last commit is unknown; the store was opened anew. "
+                "Make the same call again.",
+                path=self._path,
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            map_size_bytes = self._env.map_size_bytes if self._env else self._settings.map_size_bytes
+            raise lmdb_env.typed_error(error, self._folder, map_size_bytes) from error
+
+    def _environment(self) -> lmdb_env.OpenEnvironment:
+        if self._env is None:
+            raise StoreUnavailable(
+                f"store {self._path!r} is down: LMDB gave up {REOPENINGS} times in a row, or could not be opened anew. "
+                "Close the store and open it again.",
+                path=self._path,
+            )
+        return self._env
+
+    def _reopen(self, why: str) -> None:
+        del why
+        self._reopenings += 1
+        self._fences.clear()
+        self._close_environment()
+        if self._reopenings <= REOPENINGS:
+            with self._gate:
+                self._env = lmdb_env.open_environment(self._folder, self._settings)
+
+    def _close_environment(self) -> None:
+        with self._gate:
+            env, self._env = self._env, None
+            if env is not None:
+                env.env.close()
+
+    def _make_folder(self) -> None:
+        if not self._folder.is_dir():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            store_files.sync_folder(self._folder.parent)
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a creation left behind that was killed. The lock is held: nobody else is creating."""
+        for leftover in self._folder.glob(f"{store_files.NEW_PREFIX}*"):
+            shutil.rmtree(leftover)
+
+    def _check_files(self) -> None:
+        if not self._is_in_place():
+            raise StoreUnavailable(
+                f"store {self._path!r} was removed or replaced while it was open. Nothing was written to what is there now. "
+                "Put the folder back, or close the store and open it again to begin anew.",
+                path=self._path,
+            )
+        if self._env is not None and not self._env.lock_is_in_place():
+            # Nobody else can hold the environment while the owner's lock is held: a new lock file is safe.
+            with self._as_store_errors():
+                self._close_environment()
+                with self._gate:
+                    self._env = lmdb_env.open_environment(self._folder, self._settings)
+
+    def _is_in_place(self) -> bool:
+        return self._lock.is_in_place() and (self._env is None or self._env.data_is_in_place())
+
+    def _check_readers(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_reader_check_s:
+            self._next_reader_check_s = now_s + READER_CHECK_EVERY_S
+            self._environment().env.reader_check()
+
+    def _check_room(self, operations: Sequence[Operation]) -> None:
+        if not any(isinstance(op, Claim) and op.record is not None for op in operations):
+            return
+        environment = self._environment()
+        if environment.reached_bytes() < REFUSE_NEW_RUNS_RATIO * environment.map_size_bytes:
+            return
+        with environment.read() as rows:
+            used_bytes = rows.used_bytes()
+        if used_bytes >= REFUSE_NEW_RUNS_RATIO * environment.map_size_bytes:
+            raise StoreFull(
+                f"store {self._path!r}: {used_bytes} of {environment.map_size_bytes} bytes are in use, new runs are refused "
+                f"above {REFUSE_NEW_RUNS_RATIO:.0%}. Nothing was written. Delete runs, or raise map_size_bytes.",
+                path=self._path,
+                map_size_bytes=environment.map_size_bytes,
+            )
+
+    def _check_format(self) -> None:
+        """Read only: another program's file is left as it is."""
+        with self._environment().read() as rows:
+            found = _read_number(rows, _FORMAT)
+        if found is None:
+            raise StoreCorrupt(
+                f"store {self._path!r}: no copy of its format row can be read. It was left untouched. "
+                "Restore it from a backup, or move the folder away to begin anew.",
+                path=self._path,
+            )
+        if found > codec.FORMAT_VERSION:
+            raise StoreTooNew(
+                f"store {self._path!r} is in format {found}, this code knows up to {codec.FORMAT_VERSION}. It was left "
+                "untouched. Deploy the newer code that wrote it.",
+                path=self._path,
+                found=found,
+                known=codec.FORMAT_VERSION,
+            )
+
+    def _draw_boot_epoch(self) -> int:
+        environment = self._environment()
+        environment.env.reader_check()
+        with environment.write() as rows:
+            last = _read_number(rows, _BOOT)
+            if last is None:
+                # Each boot was a transaction of its own, so their number is no less than that of any boot.
+                last = environment.last_transaction()
+            rows.write({Table.META: _numbered(_BOOT, last + 1)})
+        return last + 1
+
+    @property
+    def _path(self) -> str:
+        return str(self._folder)
+
+
+def _first_rows() -> dict[bytes, bytes | None]:
+    return _numbered(_FORMAT, codec.FORMAT_VERSION) | _numbered(_BOOT, 0)
+
+
+def _numbered(name: str, number: int) -> dict[bytes, bytes | None]:
+    """Two copies: one flipped bit must not cost the store."""
+    keys = [f"{name}-{copy}".encode() for copy in (1, 2)]
+    return {key: codec.encode_number(number, key) for key in keys}
+
+
+def _read_number(rows: Rows, name: str) -> int | None:
+    numbers: list[int] = []
+    for key in _numbered(name, 0):
+        data = rows.get(Table.META, key)
+        try:
+            if data is not None:
+                numbers.append(codec.decode_number(data, key))
+        except RecordCorrupt:
+            continue
+    return max(numbers, default=None)
