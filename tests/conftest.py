@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -104,10 +105,10 @@ def nothing_stays_behind(request: pytest.FixtureRequest, open_loops: OpenLoops) 
     allowed = frozenset(kind for marker in request.node.iter_markers("may_leave") for kind in marker.args)
     leaks = Leaks(open_loops, allowed)
     yield
-    try:
+    with contextlib.suppress(AssertionError):
         wait_until(lambda: not leaks.found(), LEAK_TIMEOUT_S)
-    except AssertionError:
-        pytest.fail("the test left behind:\n  " + "\n  ".join(leaks.found()), pytrace=False)
+    if left := leaks.found():
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
 @pytest.fixture
