@@ -1,5 +1,9 @@
 """Where runs are kept: the contract (`CheckpointStore`), the reference (`MemoryStore`) and the durable one (`LmdbStore`)."""
 
+if __name__ != "executus.stores":
+    msg = f"import 'executus.stores', not {__name__!r}: install executus (pip install .) and import it by its full name"
+    raise ImportError(msg)
+
 from executus.stores.errors import (
     ExecutusError,
     InvalidRunId,
