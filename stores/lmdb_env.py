@@ -29,6 +29,10 @@ _Databases = dict[Table, Any]
 """lmdb's handle type has no public name."""
 
 
+class Panicked(StoreUnavailable):
+    """LMDB gave the environment up, after a commit whose outcome nobody knows. It has to be opened anew."""
+
+
 class Settings(NamedTuple):
     """What an environment is opened with."""
 
@@ -92,7 +96,7 @@ class OpenEnvironment:
         self._data, self._lock = folder / DATA_NAME, folder / LOCK_NAME
         self._databases = databases
         self._data_stat, self._lock_stat = self._data.stat(), self._lock.stat()
-        self.env = env
+        self._env = env
         self.map_size_bytes = env.info()["map_size"]
         self._page_bytes = env.stat()["psize"]
 
@@ -106,28 +110,40 @@ class OpenEnvironment:
 
     def reached_bytes(self) -> int:
         """How far into the map pages were ever used."""
-        return (self.env.info()["last_pgno"] + 1) * self._page_bytes
+        return (self._env.info()["last_pgno"] + 1) * self._page_bytes
+
+    def drop_dead_readers(self) -> None:
+        """Free the slots of readers that were killed: each pins every page freed since."""
+        self._env.reader_check()
+
+    def sync(self) -> None:
+        """Make every commit durable, whatever the profile."""
+        self._env.sync(True)  # noqa: FBT003 - positional only in LMDB
+
+    def close(self) -> None:
+        """Give the files up. No transaction may be open."""
+        self._env.close()
 
     def last_transaction(self) -> int:
         """The number of the last commit."""
-        return self.env.info()["last_txnid"]
+        return self._env.info()["last_txnid"]
 
     @contextmanager
     def read(self) -> Iterator[TransactionRows]:
         """A view of the last commit."""
         try:
-            txn = self.env.begin()
+            txn = self._env.begin()
         except lmdb.ReadersFullError:
             # Slots of killed readers: drop them and try once more.
-            self.env.reader_check()
-            txn = self.env.begin()
+            self._env.reader_check()
+            txn = self._env.begin()
         with txn:
             yield TransactionRows(txn, self._databases)
 
     @contextmanager
     def write(self) -> Iterator[TransactionRows]:
         """The write transaction: committed when left in peace, else aborted."""
-        with self.env.begin(write=True) as txn:
+        with self._env.begin(write=True) as txn:
             yield TransactionRows(txn, self._databases)
 
 
@@ -163,10 +179,32 @@ def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
         raise
 
 
-def typed_error(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> StoreError:
-    """What an error of LMDB or of the system means for the store, with the facts for whoever reads it."""
+@contextmanager
+def typed_errors(folder: Path, map_size_bytes: int) -> Iterator[None]:
+    """LMDB's and the system's errors come out as the store's, with the facts for whoever reads them."""
+    try:
+        yield
+    except StoreError as error:
+        error.path = error.path or str(folder)
+        raise
+    except (lmdb.Error, OSError) as error:
+        raise _typed(error, folder, map_size_bytes) from error
+
+
+def engine_folder() -> str:
+    """Where the lmdb package lies, for a child process that shares nothing else with this one."""
+    return str(Path(lmdb.__file__).parent.parent)
+
+
+def _typed(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> StoreError:
     path = str(folder)
     code = error.errno if isinstance(error, OSError) else error.code
+    if isinstance(error, lmdb.PanicError):
+        return Panicked(
+            f"store {path!r}: {error}. The outcome of the last commit is unknown. Make the same call again; where that "
+            "does not help, close the store and open it anew.",
+            path=path,
+        )
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
         return StoreCorrupt(
             f"store {path!r} is damaged: {error}. It was left as it is. Restore it from a backup, or move the folder away "
@@ -194,11 +232,6 @@ def typed_error(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) 
         "and that the disk works.",
         path=path,
     )
-
-
-def engine_folder() -> str:
-    """Where the lmdb package lies, for a child process that shares nothing else with this one."""
-    return str(Path(lmdb.__file__).parent.parent)
 
 
 def _open_within_address_space(folder: Path, settings: Settings) -> lmdb.Environment:

@@ -12,15 +12,14 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-import lmdb
 from msgspec.structs import replace
 
 from executus.stores import codec, lmdb_env, store_files
-from executus.stores.errors import RecordCorrupt, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreTooNew, StoreUnavailable
+from executus.stores.errors import RecordCorrupt, StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreTooNew, StoreUnavailable
 from executus.stores.operations import Claim, Operation
 from executus.stores.owner_lock import OwnerLock, boot_id, this_process, write_owner
 from executus.stores.records import StoreInfo
@@ -66,7 +65,7 @@ class LmdbStore(RowStore):
         self._check_process()
         if self._owner_pid is not None:
             raise StoreLocked(f"store {self._path!r} is open already. Close it first.", path=self._path, owner_pid=os.getpid())
-        with self._as_store_errors():
+        with self._typed_errors():
             self._make_folder()
             if not self._allow_network_fs:
                 store_files.check_file_system(self._folder)
@@ -82,17 +81,18 @@ class LmdbStore(RowStore):
                         store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=restarted)
                 # Durable before the first write: a marker of a clean close must never survive one.
                 write_owner(self._folder, this_process())
-                self._env = lmdb_env.open_environment(self._folder, self._settings)
+                self._owner_pid = os.getpid()
+                self._open_environment()
                 self._check_format()
                 self._boot_epoch = self._draw_boot_epoch()
             except BaseException:
+                self._owner_pid = None
                 self._close_environment()
                 self._lock.release()
                 raise
         self._fences.clear()
         self._reopenings = 0
         self._next_reader_check_s = time.monotonic() + READER_CHECK_EVERY_S
-        self._owner_pid = os.getpid()
 
     def close(self) -> None:
         self._check_process()
@@ -101,10 +101,11 @@ class LmdbStore(RowStore):
         self._owner_pid = None
         try:
             if self._env is not None and self._is_in_place():
-                self._env.env.sync(True)  # noqa: FBT003 - positional only in LMDB
+                with self._typed_errors():
+                    self._env.sync()
                 self._close_environment()
                 write_owner(self._folder, replace(this_process(), closed=store_files.data_file(self._folder)))
-        except (lmdb.Error, OSError):
+        except (StoreError, OSError):
             pass  # Without the marker the next opening checks the file: slower, and right.
         finally:
             self._close_environment()
@@ -127,62 +128,54 @@ class LmdbStore(RowStore):
 
     @contextmanager
     def _view(self) -> Iterator[Rows]:
-        with self._gate, self._as_store_errors():
-            with self._environment().read() as rows:
-                yield rows
+        with self._gate, self._typed_errors(), self._environment().read() as rows:
+            yield rows
 
     @contextmanager
     def _transaction(self, operations: Sequence[Operation]) -> Iterator[WritableRows]:
         self._check_files()
-        with self._as_store_errors():
-            self._check_readers()
-            self._check_room(operations)
-            with self._environment().write() as rows:
-                yield rows
+        try:
+            with self._typed_errors():
+                self._check_readers()
+                self._check_room(operations)
+                with self._environment().write() as rows:
+                    yield rows
+        except lmdb_env.Panicked:
+            self._reopen()
+            raise
         self._reopenings = 0
 
-    @contextmanager
-    def _as_store_errors(self) -> Iterator[None]:
-        """LMDB's and the system's errors come out typed, with the facts; a panicked environment is opened anew."""
-        try:
-            yield
-        except StoreError as error:
-            error.path = error.path or self._path
-            raise
-        except lmdb.PanicError as error:
-            self._reopen(str(error))
-            raise StoreUnavailable(
-                f"store {self._path!r}: {error}. The outcome of the last commit is unknown; the store was opened anew. "
-                "Make the same call again.",
-                path=self._path,
-            ) from error
-        except (lmdb.Error, OSError) as error:
-            map_size_bytes = self._env.map_size_bytes if self._env else self._settings.map_size_bytes
-            raise lmdb_env.typed_error(error, self._folder, map_size_bytes) from error
+    def _typed_errors(self) -> AbstractContextManager[None]:
+        return lmdb_env.typed_errors(self._folder, self._settings.map_size_bytes)
 
     def _environment(self) -> lmdb_env.OpenEnvironment:
-        if self._env is None:
+        env = self._env
+        if env is None and self._owner_pid is None:
+            raise StoreClosed(f"store {self._path!r} was closed meanwhile. Nothing was read or written.", path=self._path)
+        if env is None:
             raise StoreUnavailable(
-                f"store {self._path!r} is down: LMDB gave up {REOPENINGS} times in a row, or could not be opened anew. "
-                "Close the store and open it again.",
+                f"store {self._path!r} is down: LMDB gave up more than {REOPENINGS} times in a row, or could not be opened "
+                "anew. Close the store and open it again.",
                 path=self._path,
             )
-        return self._env
+        return env
 
-    def _reopen(self, why: str) -> None:
-        del why
-        self._reopenings += 1
+    def _reopen(self) -> None:
         self._fences.clear()
         self._close_environment()
+        self._reopenings += 1
         if self._reopenings <= REOPENINGS:
-            with self._gate:
-                self._env = lmdb_env.open_environment(self._folder, self._settings)
+            self._open_environment()
+
+    def _open_environment(self) -> None:
+        with self._gate, self._typed_errors():
+            self._env = lmdb_env.open_environment(self._folder, self._settings)
 
     def _close_environment(self) -> None:
         with self._gate:
             env, self._env = self._env, None
             if env is not None:
-                env.env.close()
+                env.close()
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
@@ -203,10 +196,8 @@ class LmdbStore(RowStore):
             )
         if self._env is not None and not self._env.lock_is_in_place():
             # Nobody else can hold the environment while the owner's lock is held: a new lock file is safe.
-            with self._as_store_errors():
-                self._close_environment()
-                with self._gate:
-                    self._env = lmdb_env.open_environment(self._folder, self._settings)
+            self._close_environment()
+            self._open_environment()
 
     def _is_in_place(self) -> bool:
         return self._lock.is_in_place() and (self._env is None or self._env.data_is_in_place())
@@ -215,7 +206,7 @@ class LmdbStore(RowStore):
         now_s = time.monotonic()
         if now_s >= self._next_reader_check_s:
             self._next_reader_check_s = now_s + READER_CHECK_EVERY_S
-            self._environment().env.reader_check()
+            self._environment().drop_dead_readers()
 
     def _check_room(self, operations: Sequence[Operation]) -> None:
         if not any(isinstance(op, Claim) and op.record is not None for op in operations):
@@ -254,7 +245,7 @@ class LmdbStore(RowStore):
 
     def _draw_boot_epoch(self) -> int:
         environment = self._environment()
-        environment.env.reader_check()
+        environment.drop_dead_readers()
         with environment.write() as rows:
             last = _read_number(rows, _BOOT)
             if last is None:
