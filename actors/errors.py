@@ -189,3 +189,10 @@ class RunFenced(ExecutusError):
 
 class RestartBudgetSpent(ExecutusError):
     """A permanent run ended normally more often than its budget allows."""
+
+
+# --- dispatchers (appended with actors/dispatcher.py) -----------------------------------------------------------------
+
+
+class DispatcherClosed(ActorError):
+    """The dispatcher runs nothing any more: it was closed, or its event loop was. The turn was not taken."""
