@@ -12,13 +12,14 @@ What is overridden, and why:
 - `Future`: done-callbacks, and an `await` that lets the event loop go on.
 
 An error while handling an **ask** goes to the asker and the actor lives; under a **tell** it dies. So what must not
-outlive its own error is driven by tell. What is no `Exception` (SystemExit, KeyboardInterrupt, CancelledError, ...) ends
-the actor either way, and the asker gets ActorDeadError from it: raised at the asker it would end the asker, too.
+outlive its own error is driven by tell. What is no `Exception` (SystemExit, KeyboardInterrupt, CancelledError ...)
+ends the actor either way, and the asker gets ActorDeadError from it: raised at the asker it would end the asker, too.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import queue
 import sys
@@ -75,14 +76,13 @@ class ExitReport:
 class ActorFuture(Promise[T], pykka.Future[T]):
     """pykka's future, for threads and event loops alike."""
 
-    _get_hook: Callable[[float | None], T] | None = None
+    _hook: tuple[Callable[[float | None], T], threading.Lock] | None = None
     _get_hook_result: Any = NOTHING
-    _hook_lock: threading.Lock | None = None
     _target: ActorRef[Any] | None = None
     """Whom we wait for: to find cycles of asks, and forks."""
 
     def __init__(self) -> None:
-        Promise.__init__(self)  # not pykka's: two attributes a future that the class has already
+        super().__init__()  # Promise's alone: pykka's two attributes are the class's here
 
     def __repr__(self) -> str:
         return f"<ActorFuture {'done' if self._done else 'pending'}>"
@@ -92,8 +92,8 @@ class ActorFuture(Promise[T], pykka.Future[T]):
 
         Called within an actor it raises AskCycle at once if the reply would have to wait for this very actor.
         """
-        if self._get_hook is not None:
-            return self._get_hooked(timeout)
+        if self._hook is not None:
+            return self._get_hooked(*self._hook, timeout)
         if not self._done:
             target = self._target
             if target is None:
@@ -107,7 +107,7 @@ class ActorFuture(Promise[T], pykka.Future[T]):
 
     def set(self, value: T | None = None) -> None:
         """Settle with `value`. Raises queue.Full if it was settled before or has a get hook."""
-        if self._get_hook is not None or not self.try_set(cast("T", value)):
+        if self._hook is not None or not self.try_set(cast("T", value)):
             raise queue.Full
 
     def set_exception(self, exc_info: OptExcInfo | None = None) -> None:
@@ -117,21 +117,18 @@ class ActorFuture(Promise[T], pykka.Future[T]):
             error = kind() if kind is not None else RuntimeError("set_exception() without an exception")
         if error.__traceback__ is not traceback:
             error = error.with_traceback(traceback)
-        if self._get_hook is not None or not self.try_fail(error):
+        if self._hook is not None or not self.try_fail(error):
             raise queue.Full
 
     def set_get_hook(self, func: Callable[[float | None], T]) -> None:
         """Have `func(timeout)` make the value when it is first got. Raises queue.Full if settled."""
         if self._done:
             raise queue.Full
-        # One hook at a time, as in pykka: a hook with effects runs once for all getters.
-        self._hook_lock = threading.Lock()
-        self._get_hook = func
+        self._hook = (func, threading.Lock())
 
-    def _get_hooked(self, timeout: float | None) -> Any:
-        hook, lock = self._get_hook, self._hook_lock
-        assert hook is not None
-        assert lock is not None
+    def _get_hooked(self, hook: Callable[[float | None], T], lock: threading.Lock, timeout: float | None) -> Any:
+        # One getter at a time in the hook, as in pykka: a hook with effects runs once for all. Read again under the
+        # lock, the result is there or nobody else is making it.
         if self._get_hook_result is NOTHING:
             if not lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)):
                 raise AskTimeout(f"{timeout} seconds")
@@ -146,15 +143,28 @@ class ActorFuture(Promise[T], pykka.Future[T]):
         """Whether `get` returns at once. One made by `map` and the like is done once it was got."""
         return self._done or self._get_hook_result is not NOTHING
 
-    def _fetched(self) -> Promise[T]:
-        """What to await: itself, or, for one whose value is made by a hook, the hook running on a thread of its own."""
-        if self._get_hook is None:
-            return self
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` exactly once, at once if it is done. It runs on the thread that settles: keep it short."""
+        if self._hook is None:
+            super().add_done_callback(fn)
+        else:
+            self._fetched(*self._hook).add_done_callback(lambda _: fn(self))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """The reply, for a coroutine; the event loop goes on meanwhile."""
+        if self._hook is None:
+            return super().__await__()
+        return self._fetched(*self._hook).__await__()
+
+    __iter__ = __await__
+
+    def _fetched(self, hook: Callable[[float | None], T], lock: threading.Lock) -> Promise[T]:
+        """The value that a hook makes. It may block, so it runs on a thread of its own."""
         fetched: Promise[T] = Promise()
 
         def fetch() -> None:
             try:
-                value = self._get_hooked(None)
+                value = self._get_hooked(hook, lock, None)
             except BaseException as error:  # noqa: BLE001  # goes to whoever waits
                 fetched.try_fail(error)
             else:
@@ -162,19 +172,6 @@ class ActorFuture(Promise[T], pykka.Future[T]):
 
         threading.Thread(target=fetch, name="executus-default-hook", daemon=True).start()
         return fetched
-
-    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call `fn(self)` exactly once, at once if it is done. It runs on the thread that settles: keep it short."""
-        if self._get_hook is None:
-            super().add_done_callback(fn)
-        else:
-            self._fetched().add_done_callback(lambda _: fn(self))
-
-    def __await__(self) -> Generator[Any, None, T]:
-        """The reply, for a coroutine; the event loop goes on meanwhile."""
-        return Promise.__await__(self._fetched())
-
-    __iter__ = __await__
 
 
 class _Ask:
@@ -222,6 +219,7 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         self._pid = 0
         self._started = False
         self._phase: Phase = "starting"
+        self._error: BaseException | None = None
         self._in_hand: _Ask | None = None
         self._waits_for: ActorRef[Any] | None = None
         # These two change under the mailbox's lock: whoever puts the report there is the one who delivers it, and a
@@ -235,6 +233,13 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         urn = self.__dict__.get("_urn")
         # `setdefault` of a dict is one step: of two threads that ask first, both get the same name.
         return cast("str", urn or self.__dict__.setdefault("_urn", f"urn:executus:{next(_numbers)}"))
+
+    @property
+    def actor_stopped(self) -> threading.Event:  # type: ignore[override]
+        """An event that is set when the actor has ended. Made when first asked for; `monitor` tells more."""
+        event = threading.Event()
+        self.monitor(lambda _: event.set())
+        return event
 
     def _actor_weakref(self) -> A | None:  # type: ignore[override]
         return self._actor
@@ -254,7 +259,9 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
     def ask(self, message: Any, *, block: Literal[True] = True, timeout: float | None = None) -> Any: ...
     @overload
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any | ActorFuture[Any]: ...
-    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any | ActorFuture[Any]:
+    def ask(  # pyright: ignore[reportIncompatibleMethodOverride]  # the same calls; ours knows `block`'s default as well
+        self, message: Any, *, block: bool = True, timeout: float | None = None
+    ) -> Any | ActorFuture[Any]:
         """Send `message` and get the reply, or with `block=False` its future. Always answered, if only by an error.
 
         The future fails with ActorDeadError if the actor has ended or ends first, and with MailboxFull at the limit.
@@ -373,7 +380,8 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
 
     def turn_refused(self, error: BaseException) -> None:
         """Its dispatcher has closed and will not run it: it ends here, without hooks."""
-        self._finish(error, abandoned=False)
+        if self._finish(error, abandoned=False):
+            log_contained(f"{self} ended, for its dispatcher takes no turns:", error=error)
 
     def _run_batch(self, actor: A) -> bool:
         """Handle messages until the batch is over (False) or one says stop (True). Raises what ends the actor."""
@@ -385,7 +393,7 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
             if message is NOTHING or self._closed:
                 self._refuse(message)
                 return False
-            kind = type(message)
+            kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type
             if kind not in _SPECIAL:
                 on_receive(message)
             elif kind is _Ask:
@@ -416,6 +424,7 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
                 reply = actor.on_receive(ask.message)
         except Exception as error:  # noqa: BLE001  # as in pykka: the asker gets it, the actor lives
             ask.reply_to.try_fail(error)
+            log_contained(f"Exception returned from {self} to caller:", level=logging.INFO)
         else:
             ask.reply_to.try_set(reply)
         self._in_hand = None
@@ -426,6 +435,9 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         if not self.close():
             self.leave()
             return
+        self._error = error  # for the report, should `on_failure` have to be abandoned
+        if error is not None:
+            log_contained(f"Unhandled exception in {self}:", error=error)
         try:
             if error is None:
                 self._phase = "stopping"
@@ -435,8 +447,7 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         except BaseException as hook_error:  # noqa: BLE001  # the boundary again: a last hook may raise as well
             if error is None:
                 error = hook_error
-            else:
-                log_contained(f"{self}: on_failure raised")
+            log_contained(f"Unhandled exception in {self}:")
         finally:
             self.leave()
             self._finish(error, abandoned=False)
@@ -453,7 +464,9 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
             leftovers, self._leftovers = self._leftovers or [], None
             in_hand, self._in_hand = self._in_hand, None
             unhandled = sum(1 for message in leftovers if not _is_stop(message))
-            self._report = report = ExitReport(name, error, self._phase, abandoned, unhandled)
+            self._report = report = ExitReport(
+                name, self._error if error is None else error, self._phase, abandoned, unhandled
+            )
             monitors, self._monitors = self._monitors, ()
             self._actor = None
         # Answers before reports: who waits for the end must not depend on what a monitor does.
@@ -461,8 +474,6 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
             self._refuse(in_hand, error)
         for message in leftovers:
             self._refuse(message, error)
-        if error is not None:
-            log_contained(f"{name} ended while {report.phase}", error=error)
         _deliver(report, monitors)
         return True
 
@@ -485,9 +496,8 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
             raise RuntimeForked(f"{self} belongs to the parent process; this is a forked child")
 
     def _schedule(self) -> None:
-        assert self._dispatcher is not None
         try:
-            self._dispatcher.schedule(self)
+            cast("Dispatcher", self._dispatcher).schedule(self)  # `begin` comes before any schedule
         except RuntimeForked:
             raise
         except BaseException as error:  # noqa: BLE001  # no turn will ever come: better dead than silent
@@ -559,7 +569,9 @@ class Actor(pykka.Actor):
         self._actor_ref = ActorRef(self)
 
     @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> ActorRef[Self]:
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]  # our ref is pykka's, of a narrower actor
+        cls, *args: Any, **kwargs: Any
+    ) -> ActorRef[Self]:
         """Start one on the default dispatcher, which is made on first use. Arguments go to the constructor."""
         return _start(default_dispatcher(), None, cls, args, kwargs)
 
@@ -580,7 +592,7 @@ class Actor(pykka.Actor):
         return _start(dispatcher, on_exit, cls, args, kwargs)
 
     @property
-    def actor_ref(self) -> ActorRef[Self]:
+    def actor_ref(self) -> ActorRef[Self]:  # pyright: ignore[reportIncompatibleMethodOverride]  # as at `start`
         """The ref that others use."""
         return cast("ActorRef[Self]", self._actor_ref)
 
@@ -588,6 +600,11 @@ class Actor(pykka.Actor):
     def actor_urn(self) -> str:  # type: ignore[override]
         """See `ActorRef.actor_urn`."""
         return self.actor_ref.actor_urn
+
+    @property
+    def actor_stopped(self) -> threading.Event:  # type: ignore[override]
+        """See `ActorRef.actor_stopped`."""
+        return self.actor_ref.actor_stopped
 
     def stop(self) -> None:
         """Stop behind what is queued. Harmless when it ends already."""
@@ -614,7 +631,8 @@ def _start(
 ) -> ActorRef[A]:
     actor = actor_class(*args, **kwargs)
     ref = getattr(actor, "_actor_ref", None)
-    assert ref is not None, "Actor.__init__() have not been called. Did you forget to call super() in your override?"
+    if ref is None:  # as pykka says it, and with the same error
+        raise AssertionError("Actor.__init__() have not been called. Did you forget to call super() in your override?")
     ref.begin(dispatcher, on_exit)
     return cast("ActorRef[A]", ref)
 

@@ -186,7 +186,7 @@ class TimerThread:
             return None
 
 
-def log_contained(text: str, *, error: BaseException | None = None) -> None:
+def log_contained(text: str, *, error: BaseException | None = None, level: int = logging.ERROR) -> None:
     """Log the current (or given) error under `text`; what the host's log handlers raise in turn is dropped."""
     with contextlib.suppress(BaseException):  # a broken log sink must not change what happens to actors
-        log.error(text, exc_info=error if error is not None else True)
+        log.log(level, text, exc_info=error if error is not None else True)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -115,7 +115,7 @@ class StandAside:
         self._gate: threading.Lock | None = None
 
     @contextmanager
-    def stand_aside(self) -> Iterator[None]:
+    def stand_aside(self) -> Generator[None, None, None]:
         """Within this block the workers wait between turns."""
         gate = threading.Lock()
         gate.acquire()
@@ -156,20 +156,24 @@ class _Worker:
 class WorkerPool(StandAside):
     """`Dispatcher` on daemon threads: few while turns are short, more while they block, few again afterwards.
 
-    A monitor looks every `TICK_S` while there is work. When turns wait and none ended since it last looked, the workers
-    are stuck: if they block, it doubles them; if they compute (their CPU clocks say so) more threads would only share
-    the GIL, so one is added, and the more there are the later. Above `min_threads` a worker ends after `IDLE_S`; the
-    last parked is woken first, so that the others' idle time runs on. A thread that cannot be started costs nothing but
-    time: the work stays queued, `start_errors` counts, `on_start_error` is told, and the next tick tries again.
+    A monitor looks every `TICK_S` while there is work. When more turns wait than will end within `BACKLOG_TICKS` and
+    the workers' CPU clocks say that they block, it doubles them. When they compute, more threads would only share the
+    GIL: one is added if no turn ends at all for long, and the more there are the later. Above `min_threads` a worker
+    ends after `IDLE_S`; the last parked is woken first, so that the others' idle time runs on. A thread that cannot be
+    started costs nothing but time: the work stays queued, `start_errors` counts, `on_start_error` is told, and the next
+    tick tries again.
     """
 
     TICK_S: Final = 0.005
     IDLE_S: Final = 1.0
+    BACKLOG_TICKS: Final = 4
+    """A backlog that the present rate works off within so many ticks needs no more threads."""
     COMPUTING: Final = 0.5
     """Share of one CPU that the workers use together, above which they count as computing."""
-    PATIENCE_TICKS: Final = 10
-    """Ticks of no progress, per thread, before a computing pool gets one more."""
+    PATIENCE_S: Final = 0.05
+    """Seconds in which no turn ended, for each thread there is, before a computing pool gets one more."""
     QUIET_TICKS: Final = 20
+    """After so many idle ticks the monitor sleeps until work comes."""
 
     budget = TurnBudget(messages=64, seconds=0.001)
 
@@ -404,31 +408,31 @@ class WorkerPool(StandAside):
             self._monitor = monitor
 
     def _watch(self) -> None:
-        look = _Look(finished=-1, cpu_s={})
-        starved = quiet = 0
+        look = _Look(0, None)
+        progress_s = look.at_s
+        quiet = 0
         while not self._closed:
             time.sleep(self.TICK_S)
             try:
                 with self._lock:
-                    waiting = bool(self._ready)
+                    queued = len(self._ready)
                     workers = list(self._workers)
-                    resting = not waiting and all(worker.turn is None for worker in workers)
-                was, look = look, _Look(self._finished, {})
-                if not waiting or look.finished != was.finished:
-                    starved = 0
-                    quiet = quiet + 1 if resting else 0
-                    if quiet >= self.QUIET_TICKS:
-                        quiet = 0
-                        self._sleep_until_work()
-                    continue
-                starved += 1
-                look.sample(workers)
-                if starved == 1:
-                    continue  # the first look at the CPU clocks is a mark to measure from
-                if look.cpu_s_since(was) < self.COMPUTING * (look.at_s - was.at_s):
-                    self._grow(max(1, len(workers)))
-                elif starved >= self.PATIENCE_TICKS * len(workers):
-                    starved = 1
+                    resting = not queued and all(worker.turn is None for worker in workers)
+                was, look = look, _Look(self._finished, workers if queued else None)
+                finished = look.finished - was.finished
+                if finished or not queued:
+                    progress_s = look.at_s
+                quiet = quiet + 1 if resting else 0
+                if quiet >= self.QUIET_TICKS:
+                    quiet = 0
+                    self._sleep_until_work()
+                elif was.cpu_s is None or look.cpu_s is None:
+                    continue  # nothing waits, or this look is the mark to measure the next from
+                elif look.cpu_s_since(was) < self.COMPUTING * (look.at_s - was.at_s):
+                    if queued > finished * self.BACKLOG_TICKS:
+                        self._grow(max(1, len(workers)))
+                elif look.at_s - progress_s > self.PATIENCE_S * len(workers):
+                    progress_s = look.at_s
                     self._grow(1)
             except BaseException:  # noqa: BLE001  # a monitor that died would freeze the pool silently
                 log_contained("the pool's monitor stumbled; it goes on")
@@ -458,22 +462,25 @@ class _Look:
 
     __slots__ = ("at_s", "cpu_s", "finished")
 
-    def __init__(self, finished: int, cpu_s: dict[_Worker, float]) -> None:
-        self.finished = finished
-        self.cpu_s = cpu_s
-        self.at_s = time.monotonic()
+    SAMPLE: Final = 64
+    """Of so many workers it reads the CPU clocks: where one computes among a thousand that block, more threads help."""
 
-    def sample(self, workers: list[_Worker]) -> None:
-        for worker in workers:
-            if worker.clock_id is not None:
-                try:
-                    self.cpu_s[worker] = time.clock_gettime(worker.clock_id)
-                except OSError:  # its thread has ended since
-                    continue
+    def __init__(self, finished: int, workers: list[_Worker] | None) -> None:
+        self.finished = finished
+        self.at_s = time.monotonic()
+        # None: it did not look, for nothing waited.
+        self.cpu_s: dict[_Worker, float] | None = None
+        if workers is not None:
+            self.cpu_s = {}
+            for worker in workers[: self.SAMPLE]:
+                if worker.clock_id is not None:
+                    with suppress(OSError):  # its thread has ended since
+                        self.cpu_s[worker] = time.clock_gettime(worker.clock_id)
 
     def cpu_s_since(self, was: _Look) -> float:
         """CPU used by the workers seen at both looks; a thread that is just starting is no sign of computing."""
-        return sum(now_s - was.cpu_s[worker] for worker, now_s in self.cpu_s.items() if worker in was.cpu_s)
+        now, then = self.cpu_s or {}, was.cpu_s or {}
+        return sum(cpu_s - then[worker] for worker, cpu_s in now.items() if worker in then)
 
 
 def _cpu_clock_of_this_thread() -> int | None:
@@ -585,9 +592,9 @@ class LoopDispatcher:
             self._pending = True
         try:
             if _running_loop() is self._loop:
-                self._loop.call_soon(self._burst)
+                self._loop.call_soon(_Burst(self))
             else:
-                self._loop.call_soon_threadsafe(self._burst)
+                self._loop.call_soon_threadsafe(_Burst(self))
         except RuntimeError as error:  # the loop is closed
             self.close(without=turn)
             raise DispatcherClosed("the event loop is closed; it runs nothing any more") from error
@@ -604,7 +611,8 @@ class LoopDispatcher:
             self._ready.clear()
         refuse_all(refused, DispatcherClosed("the event loop's dispatcher was closed before this turn could run"))
 
-    def _burst(self) -> None:
+    def run_burst(self) -> None:
+        """Run what is ready, for `BURST_S` at most. On the loop's thread."""
         until_s = time.monotonic() + self.BURST_S
         while True:
             with self._lock:
@@ -615,7 +623,25 @@ class LoopDispatcher:
             run_contained(turn)
             if time.monotonic() >= until_s:
                 break
-        self._loop.call_soon(self._burst)  # still pending: schedulers only append
+        self._loop.call_soon(_Burst(self))  # still pending: schedulers only append
+
+
+class _Burst:
+    """A burst in the loop's queue. A loop that is closed drops it unrun; then nobody else would ever know."""
+
+    __slots__ = ("_owner", "_ran")
+
+    def __init__(self, owner: LoopDispatcher) -> None:
+        self._owner = owner
+        self._ran = False
+
+    def __call__(self) -> None:
+        self._ran = True
+        self._owner.run_burst()
+
+    def __del__(self) -> None:
+        if not self._ran:
+            self._owner.close()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -82,7 +82,7 @@ class Mailbox:
                 if idle:
                     self._busy = SCHEDULED
         if closed:
-            raise self.closed_error(f"{self} has ended; the message was not delivered")
+            raise self.closed_error(f"{self} not found")
         if idle:
             self._schedule()
 
@@ -152,7 +152,7 @@ class Mailbox:
         if refused is None:
             self._schedule()
         elif refused:
-            raise self.closed_error(f"{self} has ended; the message was not delivered")
+            raise self.closed_error(f"{self} not found")  # pykka's words
 
     def _close(self) -> bool:
         """`close`, under the lock."""
