@@ -19,7 +19,7 @@ from executus.stores import MAX_RECORD_BYTES
 
 CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)  # type: ignore[arg-type]
+_next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)
 
 
 class RunDefinition:
@@ -45,18 +45,22 @@ class RunDefinition:
         "schema_version",
     )
 
-    def __init__(self, make: Callable[[], Run[Any, Any, Any]]) -> None:
+    def __init__(self, make: Callable[[], Run[Any, Any, Any]], defaults: Policies = Policies()) -> None:  # noqa: B008 - frozen
         run_class = _run_class(make)
         self.make = make
         self.run_class = run_class
-        self.name: str = getattr(make, "run_type", None) or getattr(run_class, "run_type", run_class.__name__)
+        self.name = str(getattr(make, "run_type", None) or getattr(run_class, "run_type", run_class.__name__))
         self.aliases = tuple(run_class.aliases)
         self.schema_version = run_class.schema_version
-        self.policies = Policies(run_class.restart_policy, run_class.save_policy, run_class.stop_policy)
+        self.policies = Policies(
+            defaults.restart if run_class.restart_policy is Run.restart_policy else run_class.restart_policy,
+            defaults.save if run_class.save_policy is Run.save_policy else run_class.save_policy,
+            defaults.stop if run_class.stop_policy is Run.stop_policy else run_class.stop_policy,
+        )
         for name in ("begin", "step"):
             if getattr(run_class, name) is getattr(Run, name):
                 raise InvalidRunType(self.name, f"it defines no {name}()")
-        if not isinstance(self.schema_version, int) or not 1 <= self.schema_version < 1 << 31:
+        if not 1 <= self.schema_version < 1 << 31:
             raise InvalidRunType(self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}")
         self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
 
@@ -158,11 +162,11 @@ def decode_next(data: bytes) -> Next:
 class Registry:
     """The registered run types by name and by class. Raises InvalidRunType for two of one name."""
 
-    def __init__(self, runs: Iterable[Callable[[], Run[Any, Any, Any]]]) -> None:
+    def __init__(self, runs: Iterable[Callable[[], Run[Any, Any, Any]]], defaults: Policies) -> None:
         self._by_name: dict[str, RunDefinition] = {}
         self._by_class: dict[type, RunDefinition] = {}
         for make in runs:
-            definition = RunDefinition(make)
+            definition = RunDefinition(make, defaults)
             for name in (definition.name, *definition.aliases):
                 if name in self._by_name:
                     raise InvalidRunType(name, f"two run types carry this name: {self._by_name[name].run_class!r} and {definition.run_class!r}; set run_type")
@@ -216,12 +220,12 @@ def _arguments_of(cls: type, bound: dict[Any, Any]) -> tuple[Any, Any, Any] | No
         args = tuple(bound.get(a, a) for a in typing.get_args(base))
         if origin is Run:
             return typing.cast("tuple[Any, Any, Any]", args)
-        if isinstance(origin, type) and issubclass(origin, Run):
+        if origin is not None and issubclass(origin, Run):
             found = _arguments_of(origin, dict(zip(getattr(origin, "__parameters__", ()), args, strict=False)))
             if found is not None:
                 return found
     for plain in cls.__bases__:
-        if isinstance(plain, type) and issubclass(plain, Run) and plain is not Run:
+        if issubclass(plain, Run) and plain is not Run:
             found = _arguments_of(plain, bound)
             if found is not None:
                 return found
@@ -346,14 +350,13 @@ def _is_immutable(info: types.Type, seen: set[Any]) -> bool:
 
 
 def _is_frozen_dataclass(cls: Any) -> bool:
-    return dataclasses.is_dataclass(cls) and bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    return dataclasses.is_dataclass(cls) and bool(getattr(cls, "__dataclass_params__").frozen)  # noqa: B009 - unknown to type checkers
 
 
 _SCALARS: Final[dict[type, type]] = {
     types.NoneType: type(None),
     types.BoolType: bool,
     types.IntType: int,
-    types.FloatType: float,
     types.StrType: str,
     types.BytesType: bytes,
     types.ListType: list,
@@ -377,6 +380,8 @@ def _classes(info: types.Type) -> frozenset[type]:
             return frozenset().union(*parts) if all(parts) else frozenset()
         case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.EnumType():
             return frozenset({typing.cast("type", typing.get_origin(info.cls) or info.cls)})
+        case types.FloatType():
+            return frozenset({float, int})  # 1 is a float to everybody but the interpreter
         case types.LiteralType():
             return frozenset(type(v) for v in info.values)
         case types.DateTimeType() | types.DateType() | types.TimeType() | types.TimeDeltaType() | types.UUIDType() | types.DecimalType():

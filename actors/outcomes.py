@@ -241,7 +241,7 @@ def encode_outcome(outcome: Outcome) -> bytes:
 
 def decode_outcome(data: bytes, result_type: Any) -> Outcome:
     """Read an outcome back, its result as `result_type`. Raises msgspec.ValidationError or DecodeError."""
-    outcome = _decoder.decode(data)
+    outcome: Outcome = _decoder.decode(data)
     if isinstance(outcome, Completed):
         return Completed(msgspec.msgpack.decode(outcome.result, type=result_type), outcome.durable)
     return outcome

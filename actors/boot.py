@@ -1,0 +1,74 @@
+"""What becomes of a live run that a boot finds in the store. Pure: facts in, a plan out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from executus.actors.policies import MAX_STRIKES, strike
+from executus.stores import ENDED, RunClaim, RunStatus
+
+
+class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store says of one live run, and what this code knows of its type.
+
+    `known_schema` is None where the run type is not registered; `snapshot_schema` None where nothing was saved yet.
+    """
+
+    claim: RunClaim
+    run_type: str | None
+    known_schema: int | None
+    snapshot_schema: int | None
+    waiting: bool
+    unreadable: str | None
+    parent: RunClaim | None = None
+    parent_incarnation: int | None = None
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True):
+    """Claim it with these strikes and go on. `orphaned` names the parent that ended meanwhile."""
+
+    strikes: int
+    orphaned: str | None = None
+
+
+class SetAsideAs(msgspec.Struct, frozen=True, tag=True):
+    """Park or quarantine it."""
+
+    status: RunStatus
+    reason: str
+
+
+def plan(facts: BootFacts) -> Resume | SetAsideAs:
+    """Decide what becomes of a run that was live when the last process ended.
+
+    What cannot be read is quarantined; what this code is too old for is parked; three strikes quarantine; the rest comes back.
+    """
+    claim = facts.claim
+    if facts.unreadable is not None:
+        return SetAsideAs(RunStatus.QUARANTINED, facts.unreadable)
+    if facts.run_type is None:
+        return SetAsideAs(RunStatus.QUARANTINED, "its start record cannot be read")
+    if facts.known_schema is None:
+        return SetAsideAs(RunStatus.PARKED, f"run type {facts.run_type!r} is not registered; deploy code that has it, or add the name to a run's aliases")
+    if facts.snapshot_schema is not None and facts.snapshot_schema > facts.known_schema:
+        return SetAsideAs(
+            RunStatus.PARKED,
+            f"its snapshot has schema {facts.snapshot_schema}, this code knows {facts.known_schema} of {facts.run_type!r}; deploy newer code",
+        )
+    strikes = strike(claim.strikes, died_running=claim.status is RunStatus.RUNNING, waiting=facts.waiting)
+    if strikes is None:
+        return SetAsideAs(
+            RunStatus.QUARANTINED,
+            f"the process died {MAX_STRIKES} times in a row while this run was being resumed, before it made durable progress",
+        )
+    return Resume(strikes, _orphaned_by(facts))
+
+
+def _orphaned_by(facts: BootFacts) -> str | None:
+    """The parent, if the run has one and that has ended for good."""
+    if facts.parent_incarnation is None:
+        return None
+    parent = facts.parent
+    if parent is None or parent.incarnation != facts.parent_incarnation or parent.status in ENDED:
+        return facts.claim.run_id if parent is None else parent.run_id
+    return None

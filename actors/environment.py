@@ -1,0 +1,60 @@
+"""What the runtime's parts are given instead of reaching for it: clock, timers, chance, dispatchers, store, events."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executus.actors.clock import Clock, Timers
+from executus.actors.dispatcher import Dispatcher
+from executus.actors.events import EventBus
+from executus.stores import EPOCHS_PER_BOOT, CheckpointStore
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from executus.actors.definition import Registry
+    from executus.actors.future import Promise
+
+
+class EpochCounter:
+    """Draws epochs of this boot. Used by the run supervisor alone, so it needs no lock."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, boot_epoch: int) -> None:
+        self._next = boot_epoch * EPOCHS_PER_BOOT
+
+    def draw(self) -> int:
+        """An epoch that no execution in this store ever had."""
+        self._next += 1
+        return self._next
+
+
+@dataclass(slots=True)
+class Environment:
+    """The edges of one runtime, injected, so that the whole of it runs under a seeded scheduler with virtual time.
+
+    `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are the turns of
+    async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it gets the GIL at once.
+    """
+
+    clock: Clock
+    timers: Timers
+    rng: random.Random
+    workers: Dispatcher
+    store_home: Dispatcher
+    async_home: Dispatcher
+    supervisor_home: Dispatcher
+    loop: asyncio.AbstractEventLoop | None
+    store: CheckpointStore
+    events: EventBus
+    registry: Registry
+    logger: Any
+    pause: Callable[[float, Promise[None]], None]
+    stand_aside: Callable[[], AbstractContextManager[None]]
+    stack_of: Callable[[int | None], str]
+    leaked_threads: Callable[[], int]

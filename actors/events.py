@@ -1,0 +1,257 @@
+"""The event catalogue, the bus that carries it, and its structlog adapter. A subscriber or log sink that raises harms no run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from executus.actors.outcomes import ErrorInfo, Phase, escape, safe_text
+from executus.stores import RunStatus
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Something that happened. Subclasses are the whole catalogue; `severity` is a logging level name."""
+
+
+class RunEvent(Event, frozen=True, kw_only=True, tag=True):
+    """Something that happened to one run."""
+
+    run_id: str
+    run_type: str
+    attempt: int
+    epoch: int
+
+
+class RunStarted(RunEvent, frozen=True, kw_only=True, tag=True):
+    """The start record is committed; `begin` comes next."""
+
+
+class RunResumed(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A run of an earlier boot, or one resumed by hand, is claimed and comes back. `strikes` is what it carries now."""
+
+    strikes: int
+
+
+class RunRestored(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A resumed run has its state back. `fell_back` says why the newest generation was passed over."""
+
+    resumed_from_seq: int
+    fell_back: str | None = None
+
+
+class RunExited(RunEvent, frozen=True, kw_only=True, tag=True):
+    """An attempt crashed; whether it comes back follows."""
+
+    error: ErrorInfo
+    phase: Phase
+    seq: int
+
+
+class RunRestarting(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A restart is due in `delay_s`."""
+
+    delay_s: float
+    resumed_from_seq: int
+    afresh: bool
+
+
+class RunSettled(RunEvent, frozen=True, kw_only=True, tag=True):
+    """The run has ended, or rests: `status` says which. `durable` is False where that is not in the store yet."""
+
+    status: RunStatus
+    reason: str
+    seq: int
+    durable: bool
+
+
+class RunHung(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A callback went on without heartbeat for longer than idle_timeout_s. `stack` is its thread's, where it has one."""
+
+    idle_s: float
+    stack: str
+
+
+class RunUnstopped(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A callback did not return within the grace. It was fenced and given up on; its thread is leaked until it returns."""
+
+    stack: str
+    leaked_threads: int
+
+
+class RunFencedOff(RunEvent, frozen=True, kw_only=True, tag=True):
+    """An attempt that no longer holds its claim tried to save. It was refused and told to stop."""
+
+
+class RunProgressed(RunEvent, frozen=True, kw_only=True, tag=True):
+    """`context.progress` was called."""
+
+    done: float
+    total: float | None
+    note: str
+
+
+class SaveRefused(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A state that cannot be stored. The last good snapshot stands and the run goes on."""
+
+    error: ErrorInfo
+    seq: int
+
+
+class SnapshotSaved(RunEvent, frozen=True, kw_only=True, tag=True):
+    """Snapshot `seq` is durable."""
+
+    seq: int
+
+
+class StoreDegraded(Event, frozen=True, kw_only=True, tag=True):
+    """A commit failed. Runs go on, saves are retried."""
+
+    error: ErrorInfo
+    waiting_saves: int
+
+
+class StoreRecovered(Event, frozen=True, kw_only=True, tag=True):
+    """Commits come through again."""
+
+    down_s: float
+
+
+class StoreActorRestarted(Event, frozen=True, kw_only=True, tag=True):
+    """The store actor crashed and came back alone; unacknowledged saves are offered again."""
+
+    error: ErrorInfo
+
+
+class RuntimeOpened(Event, frozen=True, kw_only=True, tag=True):
+    """The runtime is open."""
+
+    boot_epoch: int
+    resumed: int
+    parked: int
+    quarantined: int
+
+
+class RuntimeDraining(Event, frozen=True, kw_only=True, tag=True):
+    """No new runs; the live ones are being suspended."""
+
+    live: int
+
+
+class RuntimeClosed(Event, frozen=True, kw_only=True, tag=True):
+    """The runtime is closed. `escalated` names the crash that closed it, if one did."""
+
+    escalated: ErrorInfo | None = None
+
+
+SEVERITY: Final[dict[type[Event], str]] = {
+    RunExited: "warning",
+    RunHung: "error",
+    RunUnstopped: "error",
+    RunFencedOff: "warning",
+    SaveRefused: "error",
+    StoreDegraded: "error",
+    StoreRecovered: "warning",
+    StoreActorRestarted: "error",
+    SnapshotSaved: "debug",
+    RunProgressed: "debug",
+}
+"""Everything else is 'info'. RunSettled is a warning for failed, quarantined and parked runs, RunRestored when it fell back."""
+
+
+def severity(event: Event) -> str:
+    """The log level of an event."""
+    if isinstance(event, RunSettled) and event.status in {RunStatus.FAILED, RunStatus.QUARANTINED, RunStatus.PARKED}:
+        return "warning"
+    if isinstance(event, RunRestored) and event.fell_back is not None:
+        return "warning"
+    return SEVERITY.get(type(event), "info")
+
+
+Subscriber = Callable[[Event], None]
+
+
+class EventBus:
+    """Carries events to subscribers, on the thread on which they happen. Subscribers must be short.
+
+    The tuple of subscribers is replaced, never changed, so that `emit` reads it without a lock: it sees the old or the new one whole.
+    """
+
+    def __init__(self) -> None:
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._lock = threading.Lock()
+        self.failures = 0
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` for every event from now on; the returned function ends that."""
+        with self._lock:  # two subscribers at once must not overwrite each other's tuple
+            self._subscribers = (*self._subscribers, subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
+
+        return unsubscribe
+
+    @property
+    def listened(self) -> bool:
+        """Whether anybody listens; events made by the thousand are not even built otherwise."""
+        return bool(self._subscribers)
+
+    def emit(self, event: Event) -> None:
+        """Tell every subscriber. What they raise is counted in `failures` and logged once per kind, never passed on."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except BaseException as error:  # noqa: BLE001 - the boundary between the runtime and code that watches it
+                self.failures += 1
+                _report_failure(subscriber, error)
+
+
+_reported: set[str] = set()
+
+
+def _report_failure(subscriber: Subscriber, error: BaseException) -> None:
+    kind = f"{safe_text(getattr(subscriber, '__qualname__', type(subscriber).__qualname__))} raised {type(error).__name__}"
+    if kind in _reported:
+        return
+    _reported.add(kind)
+    try:
+        logging.getLogger("executus").error("event subscriber %s: %s; runs are unaffected, reported once", kind, safe_text(error))
+    except BaseException:  # noqa: BLE001, S110 - the log sink itself is what raises
+        pass
+
+
+def log_events(logger: Any) -> Subscriber:
+    """A subscriber that writes events to a structlog logger: the event's name, its fields, texts escaped."""
+
+    def write(event: Event) -> None:
+        fields = {name: _plain(getattr(event, name)) for name in event.__struct_fields__}
+        getattr(logger, severity(event))(type(event).__name__, **fields)
+
+    return write
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, ErrorInfo):
+        return escape(str(value))
+    return escape(value) if isinstance(value, str) else value
+
+
+def default_logger() -> Any:
+    """structlog as the host has configured it; where it has not, the standard library's logger "executus", unconfigured.
+
+    structlog's own default prints everything to stdout, which a library must not do unasked.
+    """
+    if structlog.is_configured():
+        return structlog.get_logger("executus")
+    return structlog.wrap_logger(
+        logging.getLogger("executus"),
+        processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer(key_order=["event", "run_id"])],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )

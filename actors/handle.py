@@ -1,0 +1,296 @@
+"""What a user holds of a run: `RunHandle` for threads, `AsyncRunHandle` for coroutines, over the same incarnation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from executus.actors.errors import BlockingCallOnLoop, InvalidMessage
+from executus.actors.future import Promise
+from executus.actors.incarnation import Ending, Incarnation, Letter, RunView, ended_error, result_of
+from executus.actors.messages import EndRun, SaveNow
+from executus.actors.outcomes import CancelRequested, Cause, KillRequested, Outcome, StopRequested
+from executus.stores import ExecutusError
+
+if TYPE_CHECKING:
+    from executus.actors.core import Core
+
+R = TypeVar("R")
+
+
+class _Handle(Generic[R]):
+    """The part of both handles that never waits."""
+
+    __slots__ = ("_core", "_inc")
+
+    def __init__(self, core: Core, incarnation: Incarnation) -> None:
+        self._core = core
+        self._inc = incarnation
+
+    def __repr__(self) -> str:
+        view = self.status()
+        return f"<{type(self).__name__} {self.run_id!r} {view.run_type} {view.status.value}>"
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, in NFC."""
+        return self._inc.run_id
+
+    def status(self) -> RunView:
+        """Where the run stands now. `seq` counts completed callbacks; those up to `durable_seq` survive a crash right now."""
+        return self._current().view()
+
+    def tell(self, message: object) -> None:
+        """Put a message into the run's mailbox. It survives restarts of the run, not of the process.
+
+        Raises InvalidMessage, MailboxFull, RunEnded, or RunInterrupted for a run that rests. Never blocks.
+        """
+        inc = self._current()
+        inc.definition.check_message(message)
+        inc.put(Letter(message))
+
+    def monitor(self, callback: Callable[[Ending], object]) -> None:
+        """Call `callback(ending)` once, when the run has ended or rests (suspended, stopped); at once if it has already.
+
+        On the thread that ends it; keep it short. What it raises is contained.
+        """
+        self._current().ending.add_done_callback(lambda promise: callback(promise.result(0)))
+
+    def _current(self) -> Incarnation:
+        """The incarnation's present object: a stopped run that was resumed by hand has another one."""
+        self._core.check_process()
+        inc = self._inc
+        if inc.ending.done():
+            newer = self._core.table.get(inc.run_id)
+            if newer is not None and newer.incarnation == inc.incarnation:
+                self._inc = inc = newer
+        return inc
+
+    def _ask(self, message: object) -> Promise[Any]:
+        inc = self._current()
+        inc.definition.check_message(message)
+        answer: Promise[Any] = Promise()
+        inc.put(Letter(message, answer))
+        return answer
+
+    def _query(self, question: object) -> Promise[Any]:
+        answer: Promise[Any] = Promise()
+        inc = self._current()
+        if inc.ending.done():
+            answer.try_fail(ended_error(inc.run_id, inc.ending.result(0)))
+            return answer
+
+        def go_on(error: ExecutusError | None) -> None:
+            if error is not None:
+                answer.try_fail(error)
+            else:
+                _answer_query(self._core, inc, question, answer)
+
+        inc.waiting_for_begin.append(go_on)
+        slot = inc.slot
+        if slot is not None and slot.published is not None:
+            inc.flush_queries()
+        elif inc.ending.done():
+            inc.flush_queries(ended_error(inc.run_id, inc.ending.result(0)))
+        return answer
+
+    def _durable(self) -> Promise[int]:
+        promise: Promise[int] = Promise()
+        inc = self._current()
+        slot = inc.slot
+        if not inc.durable:
+            promise.try_fail(InvalidMessage(f"run {inc.run_id!r} has durability 'none': nothing of it is ever stored"))
+        elif slot is None or slot.published is None:
+            promise.try_set(0 if slot is None else slot.durable_seq)
+        else:
+            inc.durable_waiters.append((slot.published.seq, promise))
+            self._core.port.tell(SaveNow(slot))
+            if inc.ending.done():  # it ended between; nobody else would answer
+                inc.fail_waiters(ended_error(inc.run_id, inc.ending.result(0)))
+        return promise
+
+    def _end(self, cause: Cause) -> Promise[None]:
+        inc = self._current()
+        reply: Promise[None] = Promise()
+        self._core.tell_supervisor(EndRun(inc.run_id, inc.incarnation, cause, reply), reply)
+        return reply
+
+
+def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promise[Any]) -> None:
+    """Run `query` on the last completed state: on a worker, or on the loop if it is async. Never on the thread that asked."""
+    slot = inc.slot
+    published = None if slot is None else slot.published
+    if published is None:
+        answer.try_fail(ended_error(inc.run_id, inc.ending.result(0)) if inc.ending.done() else ExecutusError(f"run {inc.run_id!r} has no state yet"))
+        return
+    run = inc.run if inc.run is not None else inc.definition.make()
+    state = inc.definition.decode_state(published.state) if published.encoded else published.state
+    if "query" in inc.definition.async_callbacks:
+        loop = core.env.loop
+        assert loop is not None
+
+        async def call() -> None:
+            try:
+                answer.try_set(await run.query(state, question))
+            except BaseException as error:  # noqa: BLE001 - the asker's, whatever it is; a SystemExit must not reach the loop
+                answer.try_fail(error)
+
+        # A context of its own: a query has no RunContext, even when asked from inside a callback.
+        loop.call_soon_threadsafe(lambda: loop.create_task(call(), context=contextvars.Context()))
+        return
+    job = core.env.workers.submit(lambda: run.query(state, question))
+
+    def settle(done: Promise[Any]) -> None:
+        error = done.error()
+        if error is not None:
+            answer.try_fail(error)
+        else:
+            answer.try_set(done.result(0))
+
+    job.add_done_callback(settle)
+
+
+class RunHandle(_Handle[R]):
+    """A run, for threads. Stays good over restarts of its run; bound to this incarnation of the id.
+
+    The verbs that wait raise BlockingCallOnLoop on a running event loop. `await handle` works on any loop.
+    """
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """The result, for a coroutine. Cancelling the waiter does not cancel the run."""
+        inc = self._current()
+        ending = yield from inc.ending.__await__()
+        return result_of(inc.run_id, ending)  # type: ignore[no-any-return]
+
+    def result(self, timeout_s: float | None = None) -> R:
+        """Wait for the result.
+
+        Raises RunFailed, RunKilled, RunCancelled, RunTimedOut or RunQuarantined for the other endings, RunInterrupted for a run
+        that is suspended, stopped or parked, and WaitTimeout, after which the run goes on.
+        """
+        refuse_on_loop("RunHandle.result()", "await handle")
+        inc = self._current()
+        return result_of(inc.run_id, inc.ending.result(timeout_s))  # type: ignore[no-any-return]
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """Wait for the outcome, whatever it is. Raises RunInterrupted and WaitTimeout."""
+        refuse_on_loop("RunHandle.outcome()", "await AsyncRunHandle.outcome()")
+        inc = self._current()
+        return _outcome_of(inc, inc.ending.result(timeout_s))
+
+    def ask(self, message: object, timeout_s: float | None = None) -> Any:
+        """Put a message into the mailbox and wait for its Reply.
+
+        Raises NoReply, RunCrashed when the run crashed with it in hand, RunEnded, RunInterrupted, WaitTimeout, and what tell raises.
+        """
+        refuse_on_loop("RunHandle.ask()", "await AsyncRunHandle.ask()")
+        return self._ask(message).result(timeout_s)
+
+    def query(self, question: object, timeout_s: float | None = None) -> Any:
+        """Ask about the last completed state, beside whatever the run is doing. What `query` raises is raised here."""
+        refuse_on_loop("RunHandle.query()", "await AsyncRunHandle.query()")
+        return self._query(question).result(timeout_s)
+
+    def durable(self, timeout_s: float | None = None) -> int:
+        """Save the newest state now and wait for it. Returns the durable seq; raises what kept it from the store."""
+        refuse_on_loop("RunHandle.durable()", "await AsyncRunHandle.durable()")
+        return self._durable().result(timeout_s)
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """End it after the callback in hand and `stopping`; it stays stopped until `resume()`. Returns when it has."""
+        refuse_on_loop("RunHandle.stop()", "await AsyncRunHandle.stop()")
+        self._end(StopRequested()).result(timeout_s)
+
+    def cancel(self, reason: str = "", *, by: str = "handle", timeout_s: float | None = None) -> None:
+        """End it for good after the callback in hand and `stopping`. Returns when it has."""
+        refuse_on_loop("RunHandle.cancel()", "await AsyncRunHandle.cancel()")
+        self._end(CancelRequested(by, reason)).result(timeout_s)
+
+    def kill(self, reason: str = "", *, by: str = "handle", timeout_s: float | None = None) -> None:
+        """End it for good, without `stopping`: the tombstone is committed first, so that no reboot resurrects it. Returns when it has ended."""
+        refuse_on_loop("RunHandle.kill()", "await AsyncRunHandle.kill()")
+        self._end(KillRequested(by, reason)).result(timeout_s)
+
+
+class AsyncRunHandle(_Handle[R]):
+    """A run, for coroutines: as RunHandle, and whatever waits is awaited. Cancelling a waiter never cancels the run."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """The result."""
+        return self.result().__await__()
+
+    async def result(self, timeout_s: float | None = None, *, cancel_run: bool = False) -> R:
+        """See RunHandle.result. With `cancel_run` a waiter that is cancelled, or times out, cancels the run as well."""
+        inc = self._current()
+        try:
+            ending = await _within(inc.ending, timeout_s)
+        except (asyncio.CancelledError, TimeoutError):
+            if cancel_run:
+                self._end(CancelRequested("waiter", "its waiter was cancelled"))
+            raise
+        return result_of(inc.run_id, ending)  # type: ignore[no-any-return]
+
+    async def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """See RunHandle.outcome."""
+        inc = self._current()
+        return _outcome_of(inc, await _within(inc.ending, timeout_s))
+
+    async def ask(self, message: object, timeout_s: float | None = None) -> Any:
+        """See RunHandle.ask."""
+        return await _within(self._ask(message), timeout_s)
+
+    async def query(self, question: object, timeout_s: float | None = None) -> Any:
+        """See RunHandle.query."""
+        return await _within(self._query(question), timeout_s)
+
+    async def durable(self, timeout_s: float | None = None) -> int:
+        """See RunHandle.durable."""
+        return await _within(self._durable(), timeout_s)
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """See RunHandle.stop."""
+        await _within(self._end(StopRequested()), timeout_s)
+
+    async def cancel(self, reason: str = "", *, by: str = "handle", timeout_s: float | None = None) -> None:
+        """See RunHandle.cancel."""
+        await _within(self._end(CancelRequested(by, reason)), timeout_s)
+
+    async def kill(self, reason: str = "", *, by: str = "handle", timeout_s: float | None = None) -> None:
+        """See RunHandle.kill."""
+        await _within(self._end(KillRequested(by, reason)), timeout_s)
+
+
+T = TypeVar("T")
+
+
+async def _within(promise: Promise[T], timeout_s: float | None) -> T:
+    """Await a promise, at most so long. Raises WaitTimeout."""
+    if timeout_s is None:
+        return await promise
+    done, _ = await asyncio.wait({waiter := asyncio.ensure_future(_awaiting(promise))}, timeout=timeout_s)
+    if not done:
+        waiter.cancel()
+        return promise.result(0)  # raises WaitTimeout, unless it came at the last moment
+    return waiter.result()
+
+
+async def _awaiting(promise: Promise[T]) -> T:
+    return await promise
+
+
+def _outcome_of(inc: Incarnation, ending: Ending) -> Outcome:
+    if ending.outcome is None:
+        raise ended_error(inc.run_id, ending)
+    return ending.outcome
+
+
+def refuse_on_loop(verb: str, twin: str) -> None:
+    """Raise BlockingCallOnLoop on a thread whose event loop is running."""
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop() raises instead of answering
+        raise BlockingCallOnLoop(verb, twin)

@@ -1,0 +1,590 @@
+"""Drives one attempt of one run: calls the user's callbacks one after the other and publishes what they return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import functools
+from collections.abc import Callable
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from executus.actors.actor import Actor, ExitReport
+from executus.actors.definition import decode_next
+from executus.actors.environment import Environment
+from executus.actors.errors import NoReply, RunCrashed, SaveRejected, WrongReturn
+from executus.actors.events import RunRestored, SaveRefused
+from executus.actors.incarnation import Incarnation, Letter, tell_if_alive
+from executus.actors.messages import (
+    PROCEED,
+    AttemptExited,
+    CancelCallback,
+    ChildrenSpawned,
+    ClaimLost,
+    Interrupted,
+    Proceed,
+    SaveAcknowledged,
+    SpawnChildren,
+    WaitElapsed,
+)
+from executus.actors.outcomes import Completed, ErrorInfo, ExitEvidence, KillRequested, Phase, encode_outcome
+from executus.actors.run import (
+    STEPPING,
+    ChildEnded,
+    Done,
+    Next,
+    Reply,
+    Run,
+    Wait,
+    WaitExpired,
+    current_context,
+    remaining,
+    waiting_for,
+)
+from executus.actors.run_context import AttemptContext, encode_message
+from executus.actors.save_slot import Published, SaveSlot
+from executus.stores import RecordCorrupt, StoreError
+
+STEPS_PER_TURN: Final = 16
+TURN_S: Final = 0.001
+"""A turn ends after so many callbacks or so much time, whichever is first, so that runs share their threads fairly."""
+
+REASONS: Final = {"CancelRequested": "cancel", "StopRequested": "stop", "DrainRequested": "drain", "RunTimeoutElapsed": "timeout"}
+
+
+class Source(enum.Enum):
+    """Where an attempt gets its first state from."""
+
+    INPUT = enum.auto()
+    STORE = enum.auto()
+    MEMORY = enum.auto()
+
+
+class _Call(enum.Enum):
+    """What an attempt does next."""
+
+    BEGIN = Phase.BEGIN
+    RESTORE = Phase.RESTORING
+    STEP = Phase.STEP
+    RECEIVE = Phase.RECEIVE
+    STOPPING = Phase.STOPPING
+
+
+class _CallbackEnded(msgspec.Struct, frozen=True):
+    """To itself: the task has ended with this error, or wants to leave."""
+
+    error: BaseException | None
+
+
+class RunActor(Actor):
+    """One attempt with synchronous callbacks. Its turns run on workers, one at a time.
+
+    A callback's error escapes from `on_receive`, so that the one boundary in `actor.py` contains it; the exit report then carries it to
+    the supervisor.
+    """
+
+    def __init__(self, env: Environment, incarnation: Incarnation, slot: SaveSlot, source: Source, supervisor_tell: Callable[[object], None]) -> None:
+        super().__init__()
+        self.env = env
+        self.inc = incarnation
+        self.slot = slot
+        self.source = source
+        self.supervisor_tell = supervisor_tell
+        self.definition = incarnation.definition
+        self.context = AttemptContext(self, incarnation, env)
+        self.watched = incarnation.policies.stop.idle_timeout_s is not None
+        self.synchronous = slot.policy.durability == "sync"
+        self.run: Run[Any, Any, Any] | None = None
+        self.seq = incarnation.restored_seq
+        self.state: Any = None
+        self.next: Next = STEPPING
+        self.has_state = False
+        self.letter: Letter | None = None
+        self.answer: tuple[Letter, object] | None = None
+        self.consumed: tuple[tuple[int, str], ...] = ()
+        self.gate_seq = 0
+        self.returned: tuple[_Call, object] | None = None
+        self.proceeding = False
+        self.leaving = False
+        self.stopped = False
+        self.wait_number = 0
+        self.wait_elapsed = False
+        self.wait_timer: Any = None
+        self.done: Completed[Any] | None = None
+        self.result: bytes | None = None
+        self.actor_ref.monitor(self.exited)
+
+    def on_start(self) -> None:
+        """Make the user's instance, on the thread or loop on which its callbacks run."""
+        self.run = self.definition.make()
+        self.inc.run = self.run
+
+    def on_receive(self, message: object) -> None:
+        """Control and wake-ups; the run's own messages wait in its incarnation's mailbox."""
+        if self.leaving:
+            return
+        match message:
+            case Proceed():
+                self.proceeding = False
+                self.proceed()
+            case SaveAcknowledged(seq, error):
+                self._acknowledged(seq, error)
+            case WaitElapsed(number):
+                if number == self.wait_number:
+                    self.wait_elapsed = True
+                    self.proceed()
+            case Interrupted():
+                self.interrupt()
+            case CancelCallback():
+                self.cancel_callback()
+            case ChildrenSpawned(error):
+                self._spawned(error)
+            case ClaimLost():
+                self.leave()
+            case _CallbackEnded(error):
+                self._callback_ended(error)
+            case _:
+                msg = f"a run's actor does not know {type(message).__name__}"
+                raise TypeError(msg)
+
+    # --- turns ---
+
+    def proceed(self) -> None:
+        """Run a batch of callbacks on this thread, then give it to others."""
+        self.inc.idle = False
+        token = current_context.set(self.context)
+        try:
+            until_s = self.env.clock.now_s() + TURN_S
+            for _ in range(STEPS_PER_TURN):
+                call = self.decide()
+                if call is None:
+                    return
+                self.complete(call, self.function(call)(*self.arguments(call)))
+                if self.env.clock.now_s() >= until_s:
+                    break
+        finally:
+            current_context.reset(token)
+        self.again()
+
+    def again(self) -> None:
+        """Come back behind the others that are waiting for a turn."""
+        if not self.proceeding and not self.leaving:
+            self.proceeding = True
+            self.actor_ref.tell(PROCEED)
+
+    def interrupt(self) -> None:
+        """A cause to end was recorded: between callbacks `decide` sees it, and here we are between callbacks."""
+        self.proceed()
+
+    def cancel_callback(self) -> None:
+        """The grace is over. A synchronous callback cannot be cancelled; between callbacks there is nothing left to wait for."""
+        self.leave()
+
+    def _callback_ended(self, error: BaseException | None) -> None:
+        raise TypeError(type(self).__name__)  # only async attempts have tasks
+
+    # --- what comes next ---
+
+    def decide(self) -> _Call | None:
+        """The next callback, or None when the attempt idles, waits for a commit or leaves. Sets `phase` and `letter`."""
+        inc = self.inc
+        if self.leaving:
+            return None
+        if inc.causes:
+            return self._decide_ending()
+        if self.slot.closed:
+            self.leave()
+            return None
+        if self.gate_seq or self.returned is not None:
+            return None
+        if not self.has_state:
+            return self._calling(_Call.RESTORE if self.source is not Source.INPUT else _Call.BEGIN)
+        if inc.letters:
+            self.letter = inc.letters.take()
+            if self.letter is not None:
+                return self._calling(_Call.RECEIVE)
+        if self.next is STEPPING:
+            return self._calling(_Call.STEP)
+        if self.wait_elapsed:
+            self.wait_elapsed = False
+            self.letter = Letter(WaitExpired(), own=True)
+            return self._calling(_Call.RECEIVE)
+        return self._idle()
+
+    def _calling(self, call: _Call) -> _Call:
+        self.inc.phase = call.value
+        if self.watched:
+            self.inc.heartbeat_s = self.env.clock.now_s()
+        return call
+
+    def _decide_ending(self) -> _Call | None:
+        killed = any(isinstance(cause, KillRequested) for cause in self.inc.causes)
+        if killed or self.stopped or not self.has_state or self.run is None:
+            self.leave()
+            return None
+        self.stopped = True
+        return self._calling(_Call.STOPPING)
+
+    def _idle(self) -> _Call | None:
+        """Nothing to do until a message or the deadline. See Incarnation for why no message is missed."""
+        inc = self.inc
+        inc.phase = Phase.WAITING
+        inc.heartbeat_s = None
+        inc.idle = True
+        if inc.letters or inc.causes:
+            inc.idle = False
+            return self.decide()
+        return None
+
+    def function(self, call: _Call) -> Callable[..., Any]:
+        """The function of a call."""
+        run = self.run
+        assert run is not None
+        match call:
+            case _Call.STEP:
+                return run.step
+            case _Call.RECEIVE:
+                return run.receive
+            case _Call.BEGIN:
+                return run.begin
+            case _Call.STOPPING:
+                return run.stopping
+            case _Call.RESTORE:
+                return self._restore
+            case _:
+                assert_never(call)
+
+    def arguments(self, call: _Call) -> tuple[Any, ...]:
+        """What it is called with."""
+        match call:
+            case _Call.STEP:
+                return (self.state,)
+            case _Call.RECEIVE:
+                assert self.letter is not None
+                return (self.state, self.letter.message)
+            case _Call.BEGIN:
+                return (self._input(),)
+            case _Call.STOPPING:
+                return (self.state, REASONS[type(self.inc.causes[0]).__name__])
+            case _Call.RESTORE:
+                return ()
+            case _:
+                assert_never(call)
+
+    # --- what a callback returned ---
+
+    def complete(self, call: _Call, returned: object) -> None:
+        """A callback has returned. Children it spawned are made durable before it counts as completed."""
+        if self.leaving or self.slot.closed:
+            self.leave()  # it was given up on meanwhile: nothing of it has effect
+            return
+        if self.watched:
+            self.inc.heartbeat_s = None
+        if self.context.spawned:
+            self.returned = (call, returned)
+            orders, self.context.spawned = tuple(self.context.spawned), []
+            self.supervisor_tell(SpawnChildren(self.inc, orders))
+            return
+        match call:
+            case _Call.STEP | _Call.BEGIN:
+                self._accept(returned, call.value)
+            case _Call.RECEIVE:
+                self._received(returned)
+            case _Call.STOPPING:
+                self.leave()
+            case _Call.RESTORE:
+                self.inc.restored_seq = self.seq
+            case _:
+                assert_never(call)
+
+    def _spawned(self, error: Exception | None) -> None:
+        returned, self.returned = self.returned, None
+        if error is not None:
+            raise error
+        if returned is not None:
+            self.complete(*returned)
+            self.again()
+
+    def _accept(self, returned: object, callback: str) -> None:
+        kind = type(returned)
+        if kind is Done:
+            self._finish(returned.result)  # type: ignore[attr-defined]
+        elif kind is Wait:
+            self.definition.check_state(returned.state, callback)  # type: ignore[attr-defined]
+            self._advance(returned.state, waiting_for(returned, self.env.clock.wall_s()))  # type: ignore[attr-defined,arg-type]
+        else:
+            self.definition.check_state(returned, callback)
+            self._advance(returned, STEPPING)
+
+    def _received(self, returned: object) -> None:
+        letter = self.letter
+        assert letter is not None
+        answer: object = NoReply
+        if type(returned) is Reply:
+            answer, returned = returned.value, returned.next
+        if isinstance(letter.message, ChildEnded):
+            self.consumed = (*self.consumed, (self.seq + 1, letter.message.run_id))
+        if letter.answer is not None:
+            self.answer = (letter, answer)
+        if returned is None:
+            self._publish(self.state, self.next)
+        else:
+            self._accept(returned, "receive")
+        self.letter = None
+        if not self.gate_seq:
+            self._give_answer()
+
+    def _give_answer(self) -> None:
+        """Answer the ask in hand: at once, or with durability 'sync' when its effect is durable."""
+        if self.answer is not None:
+            (letter, value), self.answer = self.answer, None
+            if value is NoReply:
+                letter.fail(NoReply(f"run {self.inc.run_id!r} handled the ask without returning Reply(...)"))
+            elif letter.answer is not None:
+                letter.answer.try_set(value)
+
+    def _advance(self, state: object, following: Next) -> None:
+        self.wait_number += 1
+        self.wait_elapsed = False
+        if self.wait_timer is not None:
+            self.wait_timer.cancel()
+            self.wait_timer = None
+        self.state, self.next, self.has_state = state, following, True
+        self._publish(state, following)
+        if following is not STEPPING:
+            self._arm(following)
+
+    def _arm(self, following: Next) -> None:
+        """Set the timer of a Wait with a deadline."""
+        left_s = remaining(following.deadline_at_s, following.remaining_s, self.env.clock.wall_s())  # type: ignore[union-attr]
+        if left_s is not None:
+            number, ref = self.wait_number, self.actor_ref
+            self.wait_timer = self.env.timers.call_at(
+                self.env.clock.now_s() + left_s, lambda: tell_if_alive(ref, WaitElapsed(number), control=True)
+            )
+
+    def _publish(self, state: object, following: Next) -> None:
+        """One more completed callback: its state is the newest, for the store, for queries and for a restart."""
+        self.seq += 1
+        if self.consumed and self.consumed[0][0] <= self.slot.durable_seq:
+            self.consumed = tuple(c for c in self.consumed if c[0] > self.slot.durable_seq)
+        encoded = not self.definition.immutable
+        if encoded:
+            try:
+                state = self.definition.encode_state(state)
+            except SaveRejected as error:
+                self._refuse(error)
+                return
+        if self.synchronous:
+            self.gate_seq = self.slot.waiting_seq = self.seq
+        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed))
+        if self.inc.waiting_for_begin:
+            self.inc.flush_queries()
+
+    def _refuse(self, error: SaveRejected) -> None:
+        if self.synchronous:
+            raise error
+        inc = self.inc
+        self.env.events.emit(
+            SaveRefused(
+                run_id=inc.run_id,
+                run_type=self.definition.name,
+                attempt=inc.claim.attempt,
+                epoch=inc.claim.epoch,
+                error=ErrorInfo.of(error),
+                seq=self.seq,
+            )
+        )
+
+    def _acknowledged(self, seq: int, error: Exception | None) -> None:
+        if not 0 < self.gate_seq <= seq:
+            return
+        if error is not None:
+            self.inc.phase = Phase.SAVING
+            raise error
+        self.gate_seq = 0
+        self._give_answer()
+        self.proceed()
+
+    def _finish(self, result: object) -> None:
+        self.definition.encode_result_check(result)
+        self.seq += 1
+        self.done = Completed(result)
+        self.result = encode_outcome(self.done)
+        self.leave()
+
+    # --- beginning ---
+
+    def _input(self) -> Any:
+        data = self.inc.input
+        if data is None:
+            stored = self.env.store.load(self.inc.run_id)
+            if stored is None or stored.record is None:
+                msg = f"run {self.inc.run_id!r}: its start record cannot be read, so it cannot begin again"
+                raise RecordCorrupt(msg, run_id=self.inc.run_id, what="record")
+            data = stored.record.input
+        return self.definition.decode_input(data)
+
+    def _restore(self) -> None:
+        """Take the state from memory or from the store; without one, begin from the input."""
+        published, fell_back = self.slot.published, None
+        if self.source is Source.STORE:
+            published, fell_back = self._load()
+        if published is None:
+            self.source = Source.INPUT
+            return
+        self.seq, self.next, self.consumed = published.seq, published.next, published.consumed
+        self.state = self.definition.decode_state(published.state) if published.encoded else published.state
+        self.has_state = True
+        if self.source is Source.STORE:
+            self.slot.durable_seq = self.slot.saved_seq = self.seq
+            self.slot.published = published
+        self.wait_number += 1
+        if self.next is not STEPPING:
+            self._arm(self.next)
+        inc = self.inc
+        self.env.events.emit(
+            RunRestored(
+                run_id=inc.run_id,
+                run_type=self.definition.name,
+                attempt=inc.claim.attempt,
+                epoch=inc.claim.epoch,
+                resumed_from_seq=self.seq,
+                fell_back=fell_back,
+            )
+        )
+
+    def _load(self) -> tuple[Published | None, str | None]:
+        loaded = self.env.store.load_snapshot(self.inc.run_id)
+        if loaded is None:
+            return None, None
+        snapshot = loaded.snapshot
+        if snapshot.schema_version == self.definition.schema_version:
+            state = self.definition.decode_state(snapshot.state)
+        else:
+            assert self.run is not None
+            state = self.run.upgrade(snapshot.schema_version, msgspec.msgpack.decode(snapshot.state))
+            self.definition.check_state(state, "upgrade")
+        following = decode_next(snapshot.next)
+        encoded = not self.definition.immutable
+        kept = self.definition.encode_state(state) if encoded else state
+        return Published(snapshot.seq, kept, encoded, STEPPING if following == STEPPING else following), loaded.fell_back
+
+    # --- leaving ---
+
+    def leave(self) -> None:
+        """End this attempt ahead of everything queued; the exit report says why."""
+        if not self.leaving:
+            self.leaving = True
+            self.actor_ref.halt()
+
+    def digest_of_action(self) -> bytes:
+        """What the callback in hand acts on: the state before it, and the message."""
+        state = self.definition.encode_state(self.state) if self.has_state else (self.inc.input or b"")
+        return state if self.letter is None else state + b"\0" + encode_message(self.letter.message)
+
+    def exited(self, report: ExitReport) -> None:
+        """The seam's one report: turn it into evidence for the supervisor."""
+        if self.wait_timer is not None:
+            self.wait_timer.cancel()
+        inc = self.inc
+        inc.idle = False
+        if self.letter is not None:
+            if isinstance(self.letter.message, ChildEnded):
+                inc.letters.put_back(self.letter)
+            self.letter.fail(RunCrashed(f"run {inc.run_id!r} ended with the message in hand; ask again if it may be repeated"))
+        if self.answer is not None:
+            self.answer[0].fail(RunCrashed(f"run {inc.run_id!r} ended before the answer was durable; ask again if it may be repeated"))
+        self.supervisor_tell(AttemptExited(self.slot.token, self._evidence(report), self.result))
+
+    def _evidence(self, report: ExitReport) -> ExitEvidence:
+        inc, error = self.inc, report.error
+        phase = Phase.STARTING if report.phase == "starting" else inc.phase
+        info = None if error is None else ErrorInfo.of(error)
+        unreadable = str(error) if isinstance(error, RecordCorrupt) and not self.has_state else None
+        incompatible = None
+        if phase is Phase.RESTORING and error is not None and not isinstance(error, StoreError):
+            incompatible = f"the stored state cannot be read by this code: {info}"
+        return ExitEvidence(
+            phase=phase,
+            done=self.done if error is None else None,
+            error=info,
+            causes=tuple(inc.causes),
+            unreadable=unreadable,
+            incompatible=incompatible,
+        )
+
+
+class AsyncRunActor(RunActor):
+    """One attempt with async callbacks. Its turns run on the event loop; the callbacks run in one task there.
+
+    Turns and task share the loop's thread, so between two awaits of the task nothing interleaves with it. Synchronous callbacks of
+    such a run are called on a worker, so that they do not block the loop.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task: asyncio.Task[None] | None = None
+
+    def proceed(self) -> None:
+        """See that the task is running. It ends when there is nothing to do, so that an idle run costs none."""
+        self.inc.idle = False
+        if self.task is None and not self.leaving:
+            assert self.env.loop is not None
+            self.task = self.env.loop.create_task(self._live(), name=f"executus run {self.inc.run_id}")
+
+    def interrupt(self) -> None:
+        """A cause was recorded. A kill cancels the callback; other endings wait for it to return, within the grace."""
+        if self.task is None:
+            self.proceed()
+        elif any(isinstance(cause, KillRequested) for cause in self.inc.causes):
+            self.task.cancel()
+
+    def cancel_callback(self) -> None:
+        """The grace is over: cancel whatever runs."""
+        self.stopped = True
+        if self.task is None:
+            self.leave()
+        else:
+            self.task.cancel()
+
+    async def _live(self) -> None:
+        error: BaseException | None = None
+        current_context.set(self.context)  # the task has a contextvars.Context of its own
+        try:
+            await self._call_while_there_is_work()
+        except BaseException as raised:  # noqa: BLE001 - a SystemExit escaping a task would stop the host's loop; it is handed to the actor instead
+            error = raised
+        self.task = None
+        if error is not None:
+            tell_if_alive(self.actor_ref, _CallbackEnded(error), control=True)
+
+    async def _call_while_there_is_work(self) -> None:
+        until_s = self.env.clock.now_s() + TURN_S
+        calls = 0
+        while (call := self.decide()) is not None:
+            function, arguments = self.function(call), self.arguments(call)
+            if call.value.value in self.definition.async_callbacks:
+                returned = await function(*arguments)
+            elif function.__func__ in _OWN_CALLBACKS if hasattr(function, "__func__") else False:
+                returned = function(*arguments)
+            else:
+                context = contextvars.copy_context()
+                returned = await self.env.workers.submit(functools.partial(context.run, function, *arguments))
+            self.complete(call, returned)
+            calls += 1
+            if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
+                await asyncio.sleep(0)
+                until_s, calls = self.env.clock.now_s() + TURN_S, 0
+
+    def _callback_ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+
+
+_OWN_CALLBACKS: Final = frozenset({Run.receive, Run.stopping})
+"""The defaults of Run are short and block nobody: no thread is taken for them."""
+
+_ = WrongReturn

@@ -1,0 +1,193 @@
+"""What a running callback can ask of the runtime: the `RunContext` of one attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from executus.actors.environment import Environment
+from executus.actors.errors import RunFenced
+from executus.actors.events import RunProgressed
+from executus.actors.future import Promise
+from executus.actors.incarnation import Incarnation, Progress
+from executus.actors.messages import StartOrder
+from executus.actors.run import ChildRef, Run
+from executus.stores import ParentLink, RunClaim, check_run_id
+
+if TYPE_CHECKING:
+    from executus.actors.run_actor import RunActor
+
+
+class _Slept(Awaitable[None]):
+    """What a blocking `sleep` returns: there is nothing left to await."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+SLEPT = _Slept()
+
+
+class AttemptContext:
+    """The context of one attempt's callbacks. Reads what the attempt wrote before it called; see `RunContext` for the contract."""
+
+    __slots__ = ("_attempt", "_claim", "_env", "_incarnation", "_log", "spawned")
+
+    def __init__(self, attempt: RunActor, incarnation: Incarnation, env: Environment) -> None:
+        self._attempt = attempt
+        self._incarnation = incarnation
+        self._claim: RunClaim = incarnation.claim
+        self._env = env
+        self._log: Any = None
+        self.spawned: list[StartOrder] = []
+
+    @property
+    def run_id(self) -> str:
+        return self._incarnation.run_id
+
+    @property
+    def attempt(self) -> int:
+        return self._claim.attempt
+
+    @property
+    def epoch(self) -> int:
+        return self._claim.epoch
+
+    @property
+    def parent_run_id(self) -> str | None:
+        parent = self._incarnation.parent
+        return None if parent is None else parent.run_id
+
+    @property
+    def root_run_id(self) -> str:
+        return self._incarnation.root_run_id
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self._incarnation.labels
+
+    @property
+    def log(self) -> Any:
+        if self._log is None:
+            self._log = self._env.logger.bind(
+                run_id=self.run_id, run_type=self._incarnation.definition.name, attempt=self.attempt, epoch=self.epoch
+            )
+        return self._log
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self._incarnation.causes) or self._attempt.slot.closed
+
+    @property
+    def idempotency_key(self) -> str:
+        return self.idempotency_key_for("")
+
+    def idempotency_key_for(self, name: str) -> str:
+        attempt, inc = self._attempt, self._incarnation
+        digest = hashlib.blake2b(digest_size=20)
+        for part in (
+            inc.run_id.encode(),
+            f"{inc.incarnation}:{inc.created_at_s!r}:{attempt.seq}".encode(),
+            attempt.digest_of_action(),
+            name.encode(),
+        ):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return digest.hexdigest()
+
+    def heartbeat(self, details: object = None) -> None:
+        self._check_fence()
+        self._incarnation.heartbeat_s = self._env.clock.now_s()
+        if details is not None:
+            self.log.debug("heartbeat", details=details)
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        self.heartbeat()
+        inc = self._incarnation
+        inc.progress = Progress(done, total, note)
+        if self._env.events.listened:
+            self._env.events.emit(
+                RunProgressed(
+                    run_id=inc.run_id,
+                    run_type=inc.definition.name,
+                    attempt=self.attempt,
+                    epoch=self.epoch,
+                    done=done,
+                    total=total,
+                    note=note,
+                )
+            )
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        self._check_fence()
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop() raises instead of answering
+            return _sleep_on_loop(seconds, self._incarnation.interrupted)
+        self._env.pause(seconds, self._incarnation.interrupted)
+        return SLEPT
+
+    def spawn(
+        self,
+        run_class: type[Run[Any, Any, Any]],
+        input: object,  # noqa: A002
+        *,
+        key: str,
+        on_parent_end: Literal["cancel", "kill"] = "cancel",
+        labels: Mapping[str, str] | None = None,
+    ) -> ChildRef:
+        self._check_fence()
+        inc = self._incarnation
+        definition = self._env.registry.of(run_class)
+        order = StartOrder(
+            run_id=child_id(inc.run_id, key),
+            definition=definition,
+            input=definition.encode_input(input),
+            if_exists="return",
+            labels=dict(labels or {}),
+            policies=definition.policies,
+            options=b"",
+            parent=ParentLink(inc.run_id, inc.incarnation, key, on_parent_end),
+            root_run_id=inc.root_run_id,
+        )
+        self.spawned.append(order)
+        return ChildRef(key, order.run_id)
+
+    def _check_fence(self) -> None:
+        if self._attempt.slot.closed:
+            msg = f"run {self.run_id!r}, attempt {self.attempt}: this attempt was given up on; nothing it does has effect. Return from the callback."
+            raise RunFenced(msg)
+
+
+def child_id(parent_run_id: str, key: str) -> str:
+    """The id of a child: the parent's with the key behind it, or a digest of the two where that is too long. Raises InvalidRunId."""
+    plain = f"{parent_run_id}/{key}"
+    if len(plain.encode("utf-8", "replace")) <= 200:  # noqa: PLR2004 - MAX_RUN_ID_BYTES, checked right below
+        return check_run_id(plain)
+    check_run_id(key)
+    return check_run_id(f"child-{hashlib.blake2b(plain.encode(), digest_size=20).hexdigest()}")
+
+
+async def _sleep_on_loop(seconds: float, interrupted: Promise[None]) -> None:
+    waiter = asyncio.ensure_future(_awaiting(interrupted))
+    try:
+        await asyncio.wait({waiter}, timeout=seconds)
+    finally:
+        waiter.cancel()
+
+
+async def _awaiting(promise: Promise[None]) -> None:
+    await promise
+
+
+def encode_message(message: object) -> bytes:
+    """Bytes of a message for a digest; messages that cannot be encoded are told apart by type alone."""
+    try:
+        return msgspec.msgpack.encode(message, order="deterministic")
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        return type(message).__qualname__.encode()

@@ -1,0 +1,181 @@
+"""Where a run's newest state waits for the store: one pending snapshot a run, never a queue."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from executus.actors.definition import RunDefinition, encode_next
+from executus.actors.messages import ClaimLost, OfferSave, SaveAcknowledged, SaveNow
+from executus.actors.policies import SavePolicy
+from executus.actors.run import Next, Waiting
+from executus.stores import Claim, ExecutusError, RunClaim, Save, Snapshot, Token
+
+if TYPE_CHECKING:
+    from executus.actors.future import Promise
+
+
+class StorePort:
+    """Where the current store actor is. Replaced when it is restarted; a tell to a dead one is made good by the restart's re-offer."""
+
+    __slots__ = ("tell",)
+
+    def __init__(self, tell: Any) -> None:
+        self.tell = tell
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A completed callback's result: the state itself if its type is immutable, else its bytes (`encoded`)."""
+
+    seq: int
+    state: Any
+    encoded: bool
+    next: Next
+    consumed: tuple[tuple[int, str], ...] = ()
+
+
+class SaveSlot:
+    """The hand-over between one attempt (which publishes), the store actor (which takes) and the supervisor (which closes).
+
+    Why it is right under free interleaving: the attempt writes `published`, then reads `dirty`; the store actor clears
+    `dirty`, then reads `published`. So either the attempt sees the mark cleared and offers again, or the store actor reads this state or a
+    newer one. The supervisor sets `closed`, then reads `published`; the store actor reads `published`, then checks
+    `closed`: whatever it still writes is not newer than what the supervisor has read, and a zombie's later states are never
+    written. Each field has one writer but `dirty`, whose two writers only ever make the other one look once more.
+    """
+
+    __slots__ = (
+        "attempt",
+        "attempt_tell",
+        "claim",
+        "closed",
+        "definition",
+        "dirty",
+        "durable_seq",
+        "durable_waiters",
+        "nudge_seq",
+        "policy",
+        "port",
+        "published",
+        "rejected_seq",
+        "saved_at_s",
+        "saved_seq",
+        "strikes",
+        "token",
+        "waiting_seq",
+    )
+
+    def __init__(
+        self,
+        definition: RunDefinition,
+        claim: RunClaim,
+        policy: SavePolicy,
+        port: StorePort,
+        *,
+        durable_seq: int,
+        durable_waiters: deque[tuple[int, Promise[int]]],
+    ) -> None:
+        self.definition = definition
+        self.token: Token = claim.token
+        self.attempt = claim.attempt
+        self.policy = policy
+        self.port = port
+        self.strikes = claim.strikes
+        self.claim: Claim | None = None
+        """A claim that a failing store has not taken yet; it goes in with the next save. Supervisor sets, store actor clears."""
+        self.published: Published | None = None
+        self.dirty = False
+        self.closed = False
+        self.nudge_seq: float = math.inf
+        self.waiting_seq = 0
+        """The seq whose commit the attempt waits for; set before it offers, so that no acknowledgement can pass it by."""
+        self.saved_at_s: float | None = None
+        self.saved_seq = 0
+        self.durable_seq = durable_seq
+        self.rejected_seq = 0
+        self.durable_waiters = durable_waiters
+        """(seq, promise) pairs of whoever waits for durability. A deque, because append and popleft are atomic: a waiter is either
+        seen by the acknowledgement that it waits for, or its own SaveNow, told after the append, finds it."""
+        self.attempt_tell: Any = None
+
+    def publish(self, published: Published) -> None:
+        """Make this the newest state and see that the store actor looks. On the attempt's thread."""
+        self.published = published
+        if not self.dirty or published.seq >= self.nudge_seq:
+            self.dirty = True
+            self.nudge_seq = math.inf
+            self.port.tell(OfferSave(self))
+
+    def offer_again(self) -> None:
+        """After a restart of the store actor: what it had not acknowledged is offered once more."""
+        if self.published is not None and not self.closed:
+            self.dirty = True
+            self.port.tell(SaveNow(self) if self.durable_waiters else OfferSave(self))
+
+    def take(self) -> Published | None:
+        """Clear the mark, then read; None when there is nothing newer than the stored one. On the store actor's thread."""
+        self.dirty = False
+        published = self.published
+        if self.closed or published is None or published.seq <= max(self.durable_seq, self.rejected_seq):
+            return None
+        return published
+
+    def close(self) -> Published | None:
+        """Accept nothing more, and read the last state. On the supervisor's thread."""
+        self.closed = True
+        return self.published
+
+    def save(self, published: Published, wall_s: float) -> Save:
+        """The operation that stores this state. Raises SaveRejected where it cannot be encoded."""
+        return Save(
+            snapshot=self.snapshot(published, wall_s),
+            clears_strikes=self.strikes > 0,
+            consumed_children=tuple(child for _, child in published.consumed),
+        )
+
+    def snapshot(self, published: Published, wall_s: float) -> Snapshot:
+        """The snapshot of this state under this slot's token. Raises SaveRejected."""
+        return Snapshot(
+            run_id=self.token.run_id,
+            incarnation=self.token.incarnation,
+            epoch=self.token.epoch,
+            seq=published.seq,
+            schema_version=self.definition.schema_version,
+            taken_at_s=wall_s,
+            state=published.state if published.encoded else self.definition.encode_state(published.state),
+            next=encode_next(published.next),
+            waiting=isinstance(published.next, Waiting),
+        )
+
+    def acknowledge(self, seq: int) -> None:
+        """Snapshot `seq` is durable. On the store actor's thread."""
+        self.durable_seq = max(self.durable_seq, seq)
+        self.strikes = 0
+        if 0 < self.waiting_seq <= seq:
+            self.attempt_tell(SaveAcknowledged(seq))
+        self.answer_waiters()
+
+    def answer_waiters(self) -> None:
+        """Resolve the promises that wait for a seq which is durable now."""
+        for _ in range(len(self.durable_waiters)):
+            seq, promise = self.durable_waiters.popleft()
+            if seq <= self.durable_seq:
+                promise.try_set(self.durable_seq)
+            else:
+                self.durable_waiters.append((seq, promise))
+
+    def fail_waiters(self, seq: int, error: ExecutusError) -> None:
+        """The save of `seq` was refused or failed: who waits for it is told so."""
+        if 0 < self.waiting_seq <= seq:
+            self.attempt_tell(SaveAcknowledged(seq, error))
+        while self.durable_waiters:
+            self.durable_waiters.popleft()[1].try_fail(error)
+
+    def refuse(self, current: RunClaim | None) -> None:
+        """The store has refused this attempt for good; tell it to stop."""
+        self.closed = True
+        self.attempt_tell(ClaimLost(current))
+
