@@ -31,9 +31,12 @@ def _read_everything(env: object) -> None:
 
     assert isinstance(env, lmdb.Environment)  # noqa: S101 - for the type checker
     with env.begin() as txn:
-        names = [bytes(name) for name in txn.cursor().iternext(values=False)]
-        for name in names:
-            for _ in txn.cursor(env.open_db(name, txn=txn, create=False)).iternext(values=False):
+        for name in [bytes(name) for name in txn.cursor().iternext(values=False)]:
+            try:
+                table = env.open_db(name, txn=txn, create=False)
+            except lmdb.IncompatibleError:
+                continue  # A plain row: another program's file, which is not damaged by that.
+            for _ in txn.cursor(table).iternext(values=False):
                 pass
 
 

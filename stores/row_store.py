@@ -200,6 +200,6 @@ def _newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: 
             )
         return None
     newest = max(readable, key=lambda snapshot: snapshot.seq)
-    # A damaged generation whose own header still proves it the older one is no loss.
-    lost = [why for stamp, why in damaged if stamp is None or stamp.seq > newest.seq]
+    # A damaged generation whose own header still proves that it was written before is no loss.
+    lost = [why for stamp, why in damaged if stamp is None or (stamp.epoch, stamp.seq) > (newest.epoch, newest.seq)]
     return LoadedSnapshot(newest, lost[0] if lost else None)

@@ -80,13 +80,27 @@ def check_header(folder: Path) -> None:
 
 def check_file_system(folder: Path) -> None:
     """Refuse a network file system: its locks and memory maps do not hold what LMDB needs. Raises StoreUnavailable."""
-    kind = _file_system(folder)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return  # Not Linux: the system does not tell.
+    kind = file_system_of(folder.stat().st_dev, mounts)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise StoreUnavailable(
             f"store {str(folder)!r} lies on a network file system ({kind}), where memory maps and locks are not reliable. "
             "Nothing was opened. Use a local disk, or pass allow_network_fs=True at your own risk.",
             path=str(folder),
         )
+
+
+def file_system_of(device: int, mounts: str) -> str:
+    """The type of the file system with that device number, from the text of mountinfo; empty where it does not stand there."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2:3] == [wanted]:
+            return source.split()[0]
+    return ""
 
 
 def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool) -> None:
@@ -153,21 +167,6 @@ def _identify(head: bytes, folder: Path) -> tuple[int, int]:
 def _tail(head: bytes, place: int) -> tuple[int, int]:
     last_page, transaction = _TAIL.unpack_from(head, place + _TAIL_PLACE)
     return last_page, transaction
-
-
-def _file_system(folder: Path) -> str:
-    """The type of the file system a folder lies on, by its device number; empty where the system does not tell."""
-    device = folder.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        mount, _, source = line.partition(" - ")
-        if mount.split()[2:3] == [wanted]:
-            return source.split()[0]
-    return ""
 
 
 def _corrupt(folder: Path, why: str) -> StoreCorrupt:

@@ -1,0 +1,339 @@
+"""Every store against a plain model: the rules written a second time, in the most naive way there is."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
+
+from executus.stores import (
+    LIVE,
+    CheckpointStore,
+    Claim,
+    Delete,
+    Operation,
+    ParentLink,
+    RecordCorrupt,
+    RunClaim,
+    RunRecord,
+    RunStatus,
+    Save,
+    SetAside,
+    Settle,
+    Snapshot,
+    Token,
+    codec,
+)
+from executus.stores.rows import Table
+from tests.stores.disks import Disk, LmdbDisk, MemoryDisk, damage
+from tests.stores.making import claim, record, snapshot, why
+
+IDS = ("a", "ab", "b")
+
+
+class Life:
+    """All that is kept of one run."""
+
+    def __init__(self, claim: RunClaim, record: RunRecord | None) -> None:
+        self.claim = claim
+        self.record = record
+        self.generations: list[tuple[Snapshot, bool]] = []
+        """(snapshot, readable), oldest first, at most two."""
+        self.outcome: bytes | None = None
+
+    def readable(self) -> list[Snapshot]:
+        return [snapshot for snapshot, readable in self.generations if readable]
+
+    def keep(self, snapshot: Snapshot) -> str:
+        newest = max((kept.seq for kept in self.readable()), default=-1)
+        if snapshot.seq == newest:
+            return "already"
+        if snapshot.seq < newest:
+            return "stale"
+        last = self.readable()[-1:]
+        self.generations = [(kept, True) for kept in last] + [(snapshot, True)]
+        return "kept"
+
+
+class Model:
+    def __init__(self) -> None:
+        self.lives: dict[str, Life] = {}
+        self.links: dict[tuple[str, str], ParentLink] = {}
+
+    def apply(self, op: Operation) -> str | None:
+        match op:
+            case Claim():
+                return self.claim(op)
+            case Save():
+                return self.save(op)
+            case Settle():
+                return self.settle(op)
+            case SetAside():
+                return self.set_aside(op)
+            case Delete():
+                return self.delete(op)
+
+    def claim(self, op: Claim) -> str | None:
+        run_id = op.claim.run_id
+        life = self.lives.get(run_id)
+        if life is None and op.expected is not None:
+            return "missing"
+        if life is not None:
+            if (life.claim.token, life.claim.status) == (op.claim.token, op.claim.status):
+                return None
+            if op.expected is None:
+                return "exists"
+            if life.claim.token != op.expected or op.claim.epoch <= life.claim.epoch:
+                return "fenced"
+        if op.record is not None:
+            self.forget(run_id)
+            life = self.lives[run_id] = Life(op.claim, op.record)
+            if op.record.parent is not None:
+                self.links[op.record.parent.run_id, run_id] = op.record.parent
+        assert life is not None
+        life.claim = op.claim
+        if op.drop_snapshots:
+            life.generations = []
+        if op.outcome is not None:
+            life.outcome = op.outcome
+        return None
+
+    def writer(self, token: Token) -> str | None:
+        life = self.lives.get(token.run_id)
+        if life is None:
+            return "missing"
+        if life.claim.token != token:
+            return "fenced"
+        return None if life.claim.status is RunStatus.RUNNING else "settled"
+
+    def save(self, op: Save) -> str | None:
+        refused = self.writer(op.snapshot.token)
+        if refused:
+            return refused
+        life = self.lives[op.snapshot.run_id]
+        if life.keep(op.snapshot) == "stale":
+            return "stale"
+        if op.clears_strikes:
+            life.claim = replace(life.claim, strikes=0)
+        self.consume(op.snapshot.run_id, op.consumed_children)
+        return None
+
+    def settle(self, op: Settle) -> str | None:
+        refused = self.writer(op.token)
+        if refused == "settled":
+            life = self.lives[op.token.run_id]
+            same = (life.claim.status, life.claim.reason, life.claim.ended_at_s) == (op.status, op.reason, op.ended_at_s)
+            if same and op.outcome in (None, life.outcome):
+                return None
+        if refused:
+            return refused
+        life = self.lives[op.token.run_id]
+        if op.snapshot is not None:
+            life.keep(op.snapshot)
+        if op.status is RunStatus.COMPLETED:
+            life.generations = []
+        if op.outcome is not None:
+            life.outcome = op.outcome
+        life.claim = replace(life.claim, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
+        self.consume(op.token.run_id, op.consumed_children)
+        return None
+
+    def set_aside(self, op: SetAside) -> str | None:
+        life = self.lives.get(op.expected.run_id)
+        if life is None:
+            return "missing"
+        if life.claim.token != op.expected:
+            return "fenced"
+        for_good = {RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT}
+        if life.claim.status in for_good:
+            return "settled"
+        life.claim = replace(life.claim, status=op.status, reason=op.reason)
+        return None
+
+    def delete(self, op: Delete) -> str | None:
+        life = self.lives.get(op.token.run_id)
+        if life is None:
+            return None
+        if life.claim.token != op.token:
+            return "fenced"
+        if life.claim.status is RunStatus.RUNNING:
+            return "running"
+        self.forget(op.token.run_id)
+        return None
+
+    def forget(self, run_id: str) -> None:
+        life = self.lives.pop(run_id, None)
+        if life is None:
+            return
+        own = (life.record.parent.run_id, run_id) if life.record and life.record.parent else None
+        self.links = {pair: link for pair, link in self.links.items() if pair[0] != run_id and pair != own}
+
+    def consume(self, parent: str, children: tuple[str, ...]) -> None:
+        for child in children:
+            self.links.pop((parent, child), None)
+
+
+class StoresAgainstAModel(RuleBasedStateMachine):
+    """Any sequence of commits, reboots and flipped bits: the same verdicts, and the same things to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.model = Model()
+        self.disks: list[Disk] = [MemoryDisk(), LmdbDisk(self.folder)]
+        self.stores: list[CheckpointStore] = [disk.store() for disk in self.disks]
+        self.epoch = 0
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        shutil.rmtree(self.folder)
+
+    @initialize()
+    def boot(self) -> None:
+        for store in self.stores:
+            store.open()
+
+    @rule(data=st.data(), size=st.integers(1, 6))
+    def commit(self, data: st.DataObject, size: int) -> None:
+        operations = [self.draw_operation(data) for _ in range(size)]
+        expected = [self.model.apply(op) for op in operations]
+        for store in self.stores:
+            assert [why(verdict) for verdict in store.commit(operations)] == expected
+
+    @rule(data=st.data())
+    def reboot(self, data: st.DataObject) -> None:
+        run_id = data.draw(st.sampled_from(IDS))
+        life = self.model.lives.get(run_id)
+        bad = data.draw(st.sampled_from([None, *range(len(life.generations))])) if life else None
+        for disk, store in zip(self.disks, self.stores, strict=True):
+            store.close()
+            if life is not None and bad is not None and life.generations[bad][1]:
+                damage(disk, Table.SNAPSHOTS, run_id, slot=self.slot_of(disk, run_id, life.generations[bad][0]))
+            store.open()
+        if life is not None and bad is not None:
+            life.generations[bad] = (life.generations[bad][0], False)
+
+    def slot_of(self, disk: Disk, run_id: str, wanted: Snapshot) -> int:
+        found: list[int] = []
+        for slot in (0, 1):
+            key = f"{run_id}\0{slot}".encode()
+            if key not in disk.keys(Table.SNAPSHOTS):
+                continue
+
+            def look(data: bytes, slot: int = slot, key: bytes = key) -> bytes:
+                with suppress(RecordCorrupt):
+                    if codec.decode_snapshot(data, key) == wanted:
+                        found.append(slot)
+                return data
+
+            disk.change(Table.SNAPSHOTS, key, look)
+        (slot,) = found
+        return slot
+
+    def draw_operation(self, data: st.DataObject) -> Operation:
+        draw = data.draw
+        run_id = draw(st.sampled_from(IDS))
+        life = self.model.lives.get(run_id)
+        token = life.claim.token if life else Token(run_id, 1, 1)
+        if draw(st.integers(0, 4)) == 0:
+            token = token._replace(epoch=max(0, token.epoch - 1))
+        kind = draw(st.sampled_from(["claim", "claim", "save", "save", "save", "settle", "set aside", "delete"]))
+        match kind:
+            case "claim":
+                return self.draw_claim(draw, token, is_there=life is not None)
+            case "save":
+                return Save(
+                    snapshot=self.draw_snapshot(draw, token),
+                    clears_strikes=draw(st.booleans()),
+                    consumed_children=draw(st.sampled_from([(), ("b",), ("a", "ab")])),
+                )
+            case "settle":
+                return Settle(
+                    token=token,
+                    status=draw(st.sampled_from([status for status in RunStatus if status is not RunStatus.RUNNING])),
+                    reason=draw(st.sampled_from(["", "x"])),
+                    outcome=draw(st.sampled_from([None, b"", b"1", b"2"])),
+                    snapshot=self.draw_snapshot(draw, token) if draw(st.booleans()) else None,
+                    consumed_children=draw(st.sampled_from([(), ("a",)])),
+                )
+            case "set aside":
+                status = draw(st.sampled_from([RunStatus.PARKED, RunStatus.QUARANTINED]))
+                return SetAside(expected=token, status=status, reason="x")
+            case _:
+                return Delete(token=token)
+
+    def draw_claim(self, draw: Any, token: Token, *, is_there: bool) -> Claim:
+        self.epoch += draw(st.integers(0, 2))
+        facts: dict[str, Any] = {"strikes": draw(st.integers(0, 3))}
+        if draw(st.integers(0, 5)) == 0:
+            facts["status"] = RunStatus.KILLED
+        first = draw(st.booleans()) != is_there
+        reborn = first or draw(st.booleans())
+        incarnation = token.incarnation + 1 if reborn else token.incarnation
+        parent = draw(st.sampled_from([None, *(ParentLink(parent, 1, "k") for parent in IDS if parent != token.run_id)]))
+        return Claim(
+            claim=claim(token.run_id, self.epoch, incarnation, **facts),
+            expected=None if first else token,
+            record=record(token.run_id, incarnation, parent=parent) if reborn else None,
+            outcome=draw(st.sampled_from([None, b"1"])),
+            drop_snapshots=draw(st.integers(0, 4)) == 0,
+        )
+
+    def draw_snapshot(self, draw: Any, token: Token) -> Snapshot:
+        life = self.model.lives.get(token.run_id)
+        last = max((kept.seq for kept, _ in life.generations), default=0) if life else 0
+        seq = max(0, last + draw(st.integers(-1, 2)))
+        return snapshot(token, seq, b"<state %d %d %d>" % (token.incarnation, token.epoch, seq))
+
+    @invariant()
+    def reads_are_the_same(self) -> None:
+        if not self.is_open():
+            return
+        lives = self.model.lives
+        for store in self.stores:
+            assert [(stored.claim, stored.record) for stored in store.scan(limit=2)] == [
+                (lives[run_id].claim, lives[run_id].record) for run_id in sorted(lives)
+            ][:2]
+            assert store.live() == [lives[run_id].claim for run_id in sorted(lives) if lives[run_id].claim.status in LIVE]
+            assert store.damaged() == []
+            for run_id in IDS:
+                self.check_run(store, run_id, lives.get(run_id))
+
+    def is_open(self) -> bool:
+        try:
+            return all(store.boot_epoch for store in self.stores)
+        except Exception:
+            return False
+
+    def check_run(self, store: CheckpointStore, run_id: str, life: Life | None) -> None:
+        links = [(child, link) for (parent, child), link in sorted(self.model.links.items()) if parent == run_id]
+        assert store.children(run_id) == links
+        stored = store.load(run_id)
+        if life is None:
+            assert stored is store.load_snapshot(run_id) is store.load_outcome(run_id) is None
+            return
+        assert stored is not None
+        assert (stored.claim, stored.record) == (life.claim, life.record)
+        assert store.load_outcome(run_id) == life.outcome
+        try:
+            loaded = store.load_snapshot(run_id)
+        except RecordCorrupt:
+            assert life.generations
+            assert not life.readable()
+            return
+        assert (loaded.snapshot if loaded else None) == max(life.readable(), key=lambda kept: kept.seq, default=None)
+        if loaded is not None:
+            last_written_is_readable = life.generations[-1][1]
+            assert bool(loaded.fell_back) == (not last_written_is_readable)
+
+
+TestStoresAgainstAModel = StoresAgainstAModel.TestCase
+TestStoresAgainstAModel.settings = settings(stateful_step_count=20, max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
