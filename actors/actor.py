@@ -85,7 +85,7 @@ class ActorFuture(Promise[T], pykka.Future[T]):
         super().__init__()  # Promise's alone: pykka's two attributes are the class's here
 
     def __repr__(self) -> str:
-        return f"<ActorFuture {'done' if self._done else 'pending'}>"
+        return f"<ActorFuture {'done' if self.done() else 'pending'}>"
 
     def get(self, *, timeout: float | None = None) -> Any:
         """The reply, or raise the error. Raises AskTimeout (a pykka.Timeout and a TimeoutError) when time is over.

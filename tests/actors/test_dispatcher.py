@@ -116,8 +116,9 @@ def test_a_turn_that_raises_against_its_contract_costs_no_worker(dispatcher: Dis
 def test_a_dispatcher_lets_go_of_a_turn_that_has_run(dispatcher: Dispatcher):
     turn = Turn()
     gone = weakref.ref(turn)
+    ran_on = turn.ran_on
     dispatcher.schedule(turn)
-    wait_until(lambda: turn.ran_on)
+    wait_until(lambda: ran_on)
     del turn
 
     def is_gone() -> bool:
@@ -163,7 +164,7 @@ def test_close_is_bounded_and_refuses_what_did_not_run(make: Callable[[], Any]):
     with pytest.raises(DispatcherClosed):
         job.result(5)
     gate.opened.set()
-    wait_until(lambda: dispatcher.close())
+    wait_until(dispatcher.close)
 
 
 def test_closing_from_inside_a_turn_does_not_wait_for_itself():
@@ -204,7 +205,9 @@ for _ in range(3):
 assert started.wait(20)
 print("leaving")
 """
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")
 
 
@@ -494,7 +497,7 @@ def test_turns_run_on_the_loop_s_thread_from_wherever_they_are_scheduled(pool: W
         dispatcher.schedule(own)
         assert own.ran_on == []
         await asyncio.to_thread(dispatcher.schedule, foreign)
-        while not (own.ran_on and foreign.ran_on):
+        while not (own.ran_on and foreign.ran_on):  # noqa: ASYNC110  # turns know no asyncio
             await asyncio.sleep(0)
         assert own.ran_on + foreign.ran_on == [here, here]
         assert await dispatcher.submit(lambda: threading.current_thread().name) != here

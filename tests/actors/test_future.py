@@ -32,10 +32,9 @@ def test_the_first_result_stands_and_later_ones_have_no_effect():
 
 def test_an_error_is_raised_at_every_reader_with_the_traceback_it_had():
     promise: Promise[int] = Promise()
-    try:
+    with pytest.raises(ValueError, match="here") as raised:
         raise ValueError("here")
-    except ValueError as error:
-        assert promise.try_fail(error)
+    assert promise.try_fail(raised.value)
     depths: list[int] = []
     for _ in range(5):
         with pytest.raises(ValueError, match="here") as caught:
@@ -195,7 +194,9 @@ def test_one_promise_serves_many_loops_and_threads():
         return await promise
 
     with ThreadPoolExecutor(6) as pool:
-        waiters = [pool.submit(asyncio.run, one()) for _ in range(3)] + [pool.submit(promise.result, 5) for _ in range(3)]
+        waiters = [pool.submit(asyncio.run, one()) for _ in range(3)] + [
+            pool.submit(promise.result, 5) for _ in range(3)
+        ]
         wait_until(lambda: len(promise._callbacks or []) == 6)
         promise.try_set(4)
         assert [waiter.result(5) for waiter in waiters] == [4] * 6
