@@ -1,4 +1,4 @@
-"""Where runs are kept: the contract (`CheckpointStore`), the reference (`MemoryStore`) and the durable one (`LmdbStore`)."""
+"""Where runs are kept: the contract `CheckpointStore`, the reference `MemoryStore`, the durable `LmdbStore`."""
 
 if __name__ != "executus.stores":
     msg = f"import 'executus.stores', not {__name__!r}: install executus (pip install .) and import it by its full name"

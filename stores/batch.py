@@ -78,10 +78,10 @@ class Batch:
         verdict = judge_claim(op, before.claim if before else None)
         if verdict is not Fit.APPLY:
             return verdict
-        after = Fence(claim, before.newest, before.newest_was_read) if before else Fence(claim, None, True)
+        after = before._replace(claim=claim) if before else Fence(claim, newest_was_read=True)
         if before and (op.record is not None or op.drop_snapshots):
             self._drop_snapshots(key)
-            after = Fence(claim, None, True)
+            after = Fence(claim, newest_was_read=True)
         if op.record is not None:
             data = codec.encode_record(op.record, key)
             if before:
@@ -123,7 +123,7 @@ class Batch:
         before = fence.claim
         if op.status is RunStatus.COMPLETED:
             self._drop_snapshots(key)
-            fence = Fence(before, None, True)
+            fence = Fence(before, newest_was_read=True)
         elif op.snapshot is not None:
             fence, _ = self._put_snapshot(key, fence, op.snapshot)
         if op.outcome is not None:
@@ -183,7 +183,7 @@ class Batch:
             slot_key = snapshot_key(key, slot)
             self._put(Table.SNAPSHOTS, slot_key, codec.encode_snapshot(snapshot, slot_key))
             newest = Newest(snapshot.seq, slot)
-        return Fence(fence.claim, newest, True), verdict
+        return Fence(fence.claim, newest, newest_was_read=True), verdict
 
     def _read_newest(self, key: bytes, incarnation: int) -> Newest | None:
         newest: Newest | None = None

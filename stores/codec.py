@@ -1,4 +1,4 @@
-"""Record <-> bytes. A frame says what it is, whose it is and which execution wrote it, and two checksums hold it to that.
+"""Record <-> bytes. A frame says what it is, whose it is, which execution wrote it; two checksums hold it to that.
 
 Why checksums: LMDB returns a flipped bit as wrong bytes without an error, and its verifier calls such a file fine.
 Why the key is in them: a page that lands in another page's place is whole, but it is somebody else's.
@@ -20,7 +20,7 @@ from executus.stores.records import MAX_LABELS, MAX_RECORD_BYTES, ParentLink, Ru
 
 MAGIC: Final = b"EXCT"
 FORMAT_VERSION: Final = 1
-"""Of frames and of the store's layout alike. Every later version keeps the header's size and the place of its checksum."""
+"""Of frames and of the store's layout alike. Later versions keep the header's size and the place of its checksum."""
 
 _FIELDS: Final = struct.Struct(">4sBBHIQQQI")
 """magic, format version, kind, reserved, schema version, incarnation, epoch, seq, payload length."""
@@ -76,7 +76,7 @@ def decode_claim(data: bytes, key: bytes) -> RunClaim:
 
 
 def encode_record(record: RunRecord, key: bytes) -> bytes:
-    """Frame what a run was started with. Raises RecordTooLarge; ValueError over MAX_LABELS; TypeError on what is no bytes."""
+    """Frame what a run was started with. Raises RecordTooLarge, ValueError over MAX_LABELS, TypeError on no bytes."""
     _must_be_bytes(record.input, "input", record.run_id)
     _must_be_bytes(record.options, "options", record.run_id)
     if len(record.labels) > MAX_LABELS:
@@ -177,7 +177,15 @@ def _frame(kind: Kind, stamp: Stamp, key: bytes, payload: bytes, run_id: str) ->
         raise _too_large(kind, run_id, HEADER_BYTES + len(payload))
     try:
         fields = _FIELDS.pack(
-            MAGIC, FORMAT_VERSION, kind, 0, stamp.schema_version, stamp.incarnation, stamp.epoch, stamp.seq, len(payload)
+            MAGIC,
+            FORMAT_VERSION,
+            kind,
+            0,
+            stamp.schema_version,
+            stamp.incarnation,
+            stamp.epoch,
+            stamp.seq,
+            len(payload),
         )
     except struct.error as error:
         raise ValueError(f"run {run_id!r}: {stamp} does not fit a frame: {error}") from None
@@ -205,13 +213,15 @@ def _name(key: bytes) -> str:
 
 def _corrupt(kind: Kind, key: bytes, why: str) -> RecordCorrupt:
     what = kind.name.lower()
-    return RecordCorrupt(f"{what} of {_name(key)!r} is damaged: {why}. Its bytes were left as they are.", run_id=_name(key), what=what)
+    return RecordCorrupt(
+        f"{what} of {_name(key)!r} is damaged: {why}. Its bytes were left as they are.", run_id=_name(key), what=what
+    )
 
 
 def _too_large(kind: Kind, run_id: str, size_bytes: int) -> RecordTooLarge:
     what = kind.name.lower()
     return RecordTooLarge(
-        f"{what} of {run_id!r} is {size_bytes} bytes, the cap is {MAX_RECORD_BYTES}. Nothing of it was written or decoded.",
+        f"{what} of {run_id!r} is {size_bytes} bytes, the cap is {MAX_RECORD_BYTES}. Nothing was written or read.",
         run_id=run_id,
         what=what,
         size_bytes=size_bytes,

@@ -28,7 +28,7 @@ class StoreError(ExecutusError):
 
 
 class StoreUnavailable(StoreError):
-    """The store cannot be written or read now: an I/O error, a read-only or vanished file. May pass; retry the same write."""
+    """It cannot be written or read now: an I/O error, a read-only or vanished file. May pass; retry the same write."""
 
 
 class StoreFull(StoreUnavailable):
@@ -55,7 +55,7 @@ class StoreCorrupt(StoreError):
 
 
 class StoreTooNew(StoreError):
-    """The store, or a record in it, was written in a newer format than this code knows. Left untouched; reading stays possible for newer code."""
+    """The store, or a record in it, was written in a newer format than this code knows. Left for newer code."""
 
     def __init__(self, message: str, *, path: str | None = None, found: int = 0, known: int = 0) -> None:
         self.found = found

@@ -61,7 +61,7 @@ def judge_seq(seq: int, newest: Newest | None, current: RunClaim) -> Fit | Refus
 
 
 def judge_settle(op: Settle, current: RunClaim | None, *, same_outcome: bool) -> Fit | Refused:
-    """The first committed ending wins; that very ending again is a retry. `same_outcome`: the outcome kept is the one given."""
+    """The first committed ending wins; that very ending again is a retry. `same_outcome`: kept and given are equal."""
     verdict = judge_writer(op.token, current)
     if verdict is Fit.APPLY or current is None or current.token != op.token:
         return verdict

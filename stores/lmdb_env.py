@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -49,13 +49,16 @@ class TransactionRows:
         self.written_bytes = 0
 
     def get(self, table: Table, key: bytes) -> bytes | None:
+        """See Rows."""
         return self._txn.get(key, db=self._databases[table])
 
     def get_many(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """See Rows."""
         with self._txn.cursor(self._databases[table]) as cursor:
             return dict(cursor.getmulti(keys))
 
     def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """See Rows."""
         found: list[tuple[bytes, bytes]] = []
         with self._txn.cursor(self._databases[table]) as cursor:
             if limit and (cursor.set_range(first) if first else cursor.first()):
@@ -68,6 +71,7 @@ class TransactionRows:
         return found
 
     def write(self, writes: Writes) -> None:
+        """See Rows."""
         # Few calls: each one's return waits up to 5 ms for the GIL while any Python thread computes.
         for table, changes in writes.items():
             database = self._databases[table]
@@ -80,6 +84,7 @@ class TransactionRows:
                     self._txn.delete(key, db=database)
 
     def count(self, table: Table) -> int:
+        """How many rows a table has."""
         return self._txn.stat(self._databases[table])["entries"]
 
     def used_bytes(self) -> int:
@@ -129,7 +134,7 @@ class OpenEnvironment:
         return self._env.info()["last_txnid"]
 
     @contextmanager
-    def read(self) -> Iterator[TransactionRows]:
+    def read(self) -> Generator[TransactionRows, None, None]:
         """A view of the last commit."""
         try:
             txn = self._env.begin()
@@ -141,14 +146,17 @@ class OpenEnvironment:
             yield TransactionRows(txn, self._databases)
 
     @contextmanager
-    def write(self) -> Iterator[TransactionRows]:
+    def write(self) -> Generator[TransactionRows, None, None]:
         """The write transaction: committed when left in peace, else aborted."""
         with self._env.begin(write=True) as txn:
             yield TransactionRows(txn, self._databases)
 
 
 def create(folder: Path, meta: dict[bytes, bytes | None]) -> None:
-    """Make an empty store's data file, all or nothing: a half-created one is refused by LMDB for ever. Raises lmdb.Error, OSError."""
+    """Make an empty store's data file, all or nothing: LMDB refuses a half-created one for ever.
+
+    Raises lmdb.Error, OSError.
+    """
     new = folder / f"{NEW_PREFIX}{os.getpid()}"
     new.mkdir(mode=FOLDER_MODE)
     # The engine by number: an environment variable can change the default, and the two cannot read each other's files.
@@ -162,7 +170,10 @@ def create(folder: Path, meta: dict[bytes, bytes | None]) -> None:
 
 
 def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
-    """Open an existing store's environment and its tables. Raises StoreCorrupt for another program's file, lmdb.Error, OSError."""
+    """Open an existing store's environment and its tables.
+
+    Raises StoreCorrupt for another program's file, lmdb.Error, OSError.
+    """
     env = _open_within_address_space(folder, settings)
     try:
         databases: _Databases = {table: env.open_db(table.encode(), create=False) for table in Table}
@@ -180,7 +191,7 @@ def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
 
 
 @contextmanager
-def typed_errors(folder: Path, map_size_bytes: int) -> Iterator[None]:
+def typed_errors(folder: Path, map_size_bytes: int) -> Generator[None, None, None]:
     """LMDB's and the system's errors come out as the store's, with the facts for whoever reads them."""
     try:
         yield
@@ -207,8 +218,8 @@ def _typed(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> St
         )
     if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)):
         return StoreCorrupt(
-            f"store {path!r} is damaged: {error}. It was left as it is. Restore it from a backup, or move the folder away "
-            "to begin anew.",
+            f"store {path!r} is damaged: {error}. It was left as it is. Restore it from a backup, or move the folder "
+            "away to begin anew.",
             path=path,
         )
     if isinstance(error, lmdb.MapFullError):
@@ -221,15 +232,15 @@ def _typed(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> St
     # A disk that fills in mid-write comes as a short write, which LMDB reports as a plain EIO.
     if code in _FULL or isinstance(error, lmdb.DiskError) or (code == errno.EIO and _is_short_of_room(folder)):
         return StoreFull(
-            f"store {path!r}: no room on its disk, or a limit on file size is reached ({error}; {_free_bytes(folder)} bytes "
-            "free). Saving comes back when there is room.",
+            f"store {path!r}: no room on its disk, or a limit on file size is reached ({error}; {_free_bytes(folder)} "
+            "bytes free). Saving comes back when there is room.",
             path=path,
             needed_bytes=_SPARE_DISK_BYTES,
             map_size_bytes=map_size_bytes,
         )
     return StoreUnavailable(
-        f"store {path!r} cannot be used now: {error}. Check that its folder is there, is writable and belongs to this user, "
-        "and that the disk works.",
+        f"store {path!r} cannot be used now: {error}. Check that its folder is there, is writable and belongs to this "
+        "user, and that the disk works.",
         path=path,
     )
 

@@ -1,6 +1,7 @@
 """Run as a script in a short-lived process: walk a store's file and open it. Exit 0 says that it can be opened.
 
-Arguments: the folder in which the engine's package lies, the store's folder, `walk` or `open`. Imports nothing of executus.
+Arguments: the folder in which the engine's package lies, the store's folder, `walk` or `open`. Imports nothing of
+executus.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ def main(engine_folder: str, store_folder: str, how: str) -> int:
     """Print what is wrong, one line each, and return how much of it there is."""
     sys.path.append(engine_folder)
     import lmdb  # noqa: PLC0415 - found only now
-    from lmdb.verify import VerifyError, verify  # noqa: PLC0415
+    from lmdb.verify import VerifyError, verify  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
 
     try:
         problems: list[str] = verify(store_folder) if how == "walk" else []  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """The durable store: runs in one LMDB environment, owned by one process. Keys, transactions, space, durability.
 
 Layout: one named table each for meta, claims, records, snapshots (two slots a run), outcomes, live, children, see
-`rows.py`. The thread that opens is the one that writes and closes. Readers hold `_gate`, so that the environment is never
-closed under them; the writer does not, so that no reader delays a commit.
+`rows.py`. The thread that opens is the one that writes and closes. Readers hold `_gate`, so that the environment is
+never closed under them; the writer does not, so that no reader delays a commit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, Literal
@@ -19,7 +19,16 @@ from typing import Final, Literal
 from msgspec.structs import replace
 
 from executus.stores import codec, lmdb_env, store_files
-from executus.stores.errors import RecordCorrupt, StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreTooNew, StoreUnavailable
+from executus.stores.errors import (
+    RecordCorrupt,
+    StoreClosed,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreTooNew,
+    StoreUnavailable,
+)
 from executus.stores.operations import Claim, Operation
 from executus.stores.owner_lock import OwnerLock, boot_id, this_process, write_owner
 from executus.stores.records import StoreInfo
@@ -40,7 +49,8 @@ class LmdbStore(RowStore):
     """A CheckpointStore in the folder `path`, which is made where it is missing.
 
     `profile`: "power" survives power loss; "power-1" may then lose the last commit, never more; "process" survives kill
-    -9 and no more. `map_size_bytes` bounds the store's growth, costs address space only, and is halved where that is short.
+    -9 and no more. `map_size_bytes` bounds the store's growth, costs address space only, and is halved where that is
+    short.
     """
 
     def __init__(
@@ -62,9 +72,12 @@ class LmdbStore(RowStore):
         self._reopenings = 0
 
     def open(self) -> None:
+        """See CheckpointStore."""
         self._check_process()
         if self._owner_pid is not None:
-            raise StoreLocked(f"store {self._path!r} is open already. Close it first.", path=self._path, owner_pid=os.getpid())
+            raise StoreLocked(
+                f"store {self._path!r} is open already. Close it first.", path=self._path, owner_pid=os.getpid()
+            )
         with self._typed_errors():
             self._make_folder()
             if not self._allow_network_fs:
@@ -95,6 +108,7 @@ class LmdbStore(RowStore):
         self._next_reader_check_s = time.monotonic() + READER_CHECK_EVERY_S
 
     def close(self) -> None:
+        """See CheckpointStore."""
         self._check_process()
         if self._owner_pid is None:
             return
@@ -112,6 +126,7 @@ class LmdbStore(RowStore):
             self._lock.release()
 
     def info(self) -> StoreInfo:
+        """See CheckpointStore."""
         self._check_usable()
         with self._view() as rows:
             assert isinstance(rows, lmdb_env.TransactionRows)  # noqa: S101 - for the type checker
@@ -127,12 +142,12 @@ class LmdbStore(RowStore):
             )
 
     @contextmanager
-    def _view(self) -> Iterator[Rows]:
+    def _view(self) -> Generator[Rows, None, None]:
         with self._gate, self._typed_errors(), self._environment().read() as rows:
             yield rows
 
     @contextmanager
-    def _transaction(self, operations: Sequence[Operation]) -> Iterator[WritableRows]:
+    def _transaction(self, operations: Sequence[Operation]) -> Generator[WritableRows, None, None]:
         self._check_files()
         try:
             with self._typed_errors():
@@ -151,11 +166,13 @@ class LmdbStore(RowStore):
     def _environment(self) -> lmdb_env.OpenEnvironment:
         env = self._env
         if env is None and self._owner_pid is None:
-            raise StoreClosed(f"store {self._path!r} was closed meanwhile. Nothing was read or written.", path=self._path)
+            raise StoreClosed(
+                f"store {self._path!r} was closed meanwhile. Nothing was read or written.", path=self._path
+            )
         if env is None:
             raise StoreUnavailable(
-                f"store {self._path!r} is down: LMDB gave up more than {REOPENINGS} times in a row, or could not be opened "
-                "anew. Close the store and open it again.",
+                f"store {self._path!r} is down: LMDB gave up more than {REOPENINGS} times in a row, or could not be "
+                "opened anew. Close the store and open it again.",
                 path=self._path,
             )
         return env
@@ -190,8 +207,8 @@ class LmdbStore(RowStore):
     def _check_files(self) -> None:
         if not self._is_in_place():
             raise StoreUnavailable(
-                f"store {self._path!r} was removed or replaced while it was open. Nothing was written to what is there now. "
-                "Put the folder back, or close the store and open it again to begin anew.",
+                f"store {self._path!r} was removed or replaced while it was open. Nothing was written to what is there "
+                "now. Put the folder back, or close the store and open it again to begin anew.",
                 path=self._path,
             )
         if self._env is not None and not self._env.lock_is_in_place():
@@ -218,8 +235,9 @@ class LmdbStore(RowStore):
             used_bytes = rows.used_bytes()
         if used_bytes >= REFUSE_NEW_RUNS_RATIO * environment.map_size_bytes:
             raise StoreFull(
-                f"store {self._path!r}: {used_bytes} of {environment.map_size_bytes} bytes are in use, new runs are refused "
-                f"above {REFUSE_NEW_RUNS_RATIO:.0%}. Nothing was written. Delete runs, or raise map_size_bytes.",
+                f"store {self._path!r}: {used_bytes} of {environment.map_size_bytes} bytes are in use, new runs are "
+                f"refused above {REFUSE_NEW_RUNS_RATIO:.0%}. Nothing was written. Delete runs, or raise "
+                "map_size_bytes.",
                 path=self._path,
                 map_size_bytes=environment.map_size_bytes,
             )

@@ -1,11 +1,11 @@
-"""The reference store: the same frames and the same rules, in dictionaries. What it holds outlives close(), as a disk would."""
+"""The reference store: the same frames and rules, in dictionaries. What it holds outlives close(), as a disk would."""
 
 from __future__ import annotations
 
 import os
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from executus.stores.codec import FORMAT_VERSION
@@ -26,6 +26,7 @@ class MemoryStore(RowStore):
         self._boots = 0
 
     def open(self) -> None:
+        """See CheckpointStore."""
         self._check_process()
         if self._owner_pid is not None:
             raise StoreLocked("this store is open already. Close it first.", owner_pid=self._owner_pid)
@@ -35,10 +36,12 @@ class MemoryStore(RowStore):
         self._owner_pid = os.getpid()
 
     def close(self) -> None:
+        """See CheckpointStore."""
         self._check_process()
         self._owner_pid = None
 
     def info(self) -> StoreInfo:
+        """See CheckpointStore."""
         self._check_usable()
         with self._lock:
             return StoreInfo(
@@ -53,12 +56,12 @@ class MemoryStore(RowStore):
             )
 
     @contextmanager
-    def _view(self) -> Iterator[Rows]:
+    def _view(self) -> Generator[Rows, None, None]:
         with self._lock:
             yield self._tables
 
     @contextmanager
-    def _transaction(self, operations: Sequence[Operation]) -> Iterator[WritableRows]:
+    def _transaction(self, operations: Sequence[Operation]) -> Generator[WritableRows, None, None]:
         # Rows change only in write(), the last thing a commit does: an error before it leaves nothing to undo.
         del operations
         with self._lock:

@@ -1,4 +1,4 @@
-"""The closed union of writes, and the verdict on each. New kinds of write are new members here, not new doors of a store."""
+"""The closed union of writes, and the verdict on each. New kinds of write are new members here, not new doors."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Keep a snapshot as the newest generation; the one before stays as the second, older ones go.
 
-    The run must be there, else MISSING; the snapshot's own (incarnation, epoch) must be the current claim's and that claim
-    RUNNING, else FENCED or SETTLED; its seq must be newer than the newest readable generation, else STALE — except that
-    the very same (epoch, seq), or the same seq saved by an earlier epoch, is accepted without writing it again: it is
-    there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids whose end this state has taken in: their links leave `children()`.
+    The run must be there, else MISSING; the snapshot's own (incarnation, epoch) must be the current claim's and that
+    claim RUNNING, else FENCED or SETTLED; its seq must be newer than the newest readable generation, else STALE —
+    except that the very same (epoch, seq), or the same seq saved by an earlier epoch, is accepted without writing it
+    again: it is there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids whose end this
+    state has taken in: their links leave `children()`.
     """
 
     snapshot: Snapshot
@@ -78,9 +79,10 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Park or quarantine a run that cannot be read: only claim row and live index change, record and snapshots keep their bytes.
+    """Park or quarantine a run that cannot be read: record and snapshots keep their bytes.
 
-    `expected` as in Claim; the epoch stays. Refused FENCED, MISSING, or SETTLED where it has ended for good.
+    Only claim row and live index change. `expected` as in Claim; the epoch stays. Refused FENCED, MISSING, or SETTLED
+    where it has ended for good.
     """
 
     expected: Token
@@ -94,9 +96,9 @@ class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome,
-    links. Refused FENCED under another token, RUNNING while it
-    runs. Deleting what is not there is accepted.
+    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome, links.
+
+    Refused FENCED under another token, RUNNING while it runs. Deleting what is not there is accepted.
     """
 
     token: Token

@@ -57,7 +57,7 @@ class OwnerLock:
                 holder = _HELD[inode] = self
             if holder is not self:
                 # Closing this descriptor would drop the holder's lock: the holder closes it with its own.
-                holder._fds.append(fd)  # noqa: SLF001 - the same class
+                holder._fds.append(fd)
                 raise self._locked_here()
             self._fds, self._inode = [fd], inode
             try:
@@ -99,8 +99,8 @@ class OwnerLock:
         # Between taking the lock and writing the facts, the facts are those of the owner before.
         pid = owner.pid if owner and owner.closed is None and is_running(owner) else None
         return StoreLocked(
-            f"store {str(self._folder)!r} is owned by {f'pid {pid}' if pid else 'another process'}. Nothing was opened. "
-            "Stop that process, or give this one a store of its own.",
+            f"store {str(self._folder)!r} is owned by {f'pid {pid}' if pid else 'another process'}. Nothing was "
+            "opened. Stop that process, or give this one a store of its own.",
             path=str(self._folder),
             owner_pid=pid,
         )
@@ -143,7 +143,7 @@ def read_owner(folder: Path) -> Owner | None:
 def write_owner(folder: Path, owner: Owner) -> None:
     """Put the facts in place, all or nothing, durably. Raises OSError."""
     path, new = folder / FACTS_NAME, folder / f"{FACTS_NAME}.new"
-    with open(new, "wb", opener=_private) as file:  # noqa: PTH123 - Path.open takes no opener
+    with open(new, "wb", opener=_private) as file:
         file.write(msgspec.json.encode(owner))
         file.flush()
         os.fsync(file.fileno())
@@ -175,7 +175,7 @@ def _inode(stat: os.stat_result) -> _Inode:
 
 
 def _started_at_ticks(pid: int) -> int:
-    """Field 22 of /proc/pid/stat, 0 where that cannot be read. The command's name before it may hold anything but a ')'."""
+    """Field 22 of /proc/pid/stat, 0 where that cannot be read. The command's name before it may hold a ')' too."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(stat.rpartition(")")[2].split()[19])

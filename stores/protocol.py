@@ -1,4 +1,4 @@
-"""The contract of every store. Each sentence below is a test in `tests/stores/test_conformance.py`, run over every store."""
+"""The contract of every store. Each sentence below is a test in `tests/stores/conformance_kit.py`, over every store."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ class CheckpointStore(Protocol):
 
     `open`, `commit` and `close` are called by one thread, the writer. Everything else may be called by any thread while
     the store is open, sees the last commit, and returns values that own their bytes.
-    Every method raises StoreClosed on a store that is not open and StoreForked in a child of the process that opened it.
+    Every method but `open` and `close` raises StoreClosed on a store that is not open, and every one raises StoreForked
+    in a child of the process that opened it. Ids come out of `check_run_id`: any other raises InvalidRunId.
     """
 
     @property
     def boot_epoch(self) -> int:
-        """The number of this opening: greater than that of every opening before, committed before `open` returns."""
+        """This opening's number: greater than that of every opening before, committed before `open` returns."""
         ...
 
     def open(self) -> None:
-        """Take ownership and draw a boot epoch. Raises StoreLocked, StoreCorrupt, StoreTooNew, StoreUnavailable, StoreFull."""
+        """Take ownership and draw a boot epoch.
+
+        Raises StoreLocked (on a store that is open, too), StoreCorrupt, StoreTooNew, StoreUnavailable, StoreFull.
+        """
         ...
 
     def close(self) -> None:
@@ -35,20 +39,25 @@ class CheckpointStore(Protocol):
 
         A later operation sees the effects of the earlier ones. A refused one changes nothing and hinders no other. When
         this returns, what was accepted is durable to the store's profile. When it raises StoreUnavailable (StoreFull
-        among them) the outcome is unknown: all of the accepted operations happened or none did, and the same call may be
-        made again. Raises RecordTooLarge before anything is written; the other operations may be committed without it.
+        among them) the outcome is unknown: all of the accepted operations happened or none did, and the same call may
+        be made again. Raises RecordTooLarge, InvalidRunId, TypeError (what should be bytes is not) or ValueError (too
+        many labels, a number that fits no frame) before anything is written; the other operations may be committed without
+        it. So does StoreFull where it refuses new incarnations to keep room for those that live.
         """
         ...
 
     def load(self, run_id: str) -> StoredRun | None:
-        """The claim and record of a run, or None where there is none. A damaged record is None inside; a damaged claim raises RecordCorrupt."""
+        """The claim and record of a run, or None where there is none.
+
+        A damaged record is None inside; a damaged claim raises RecordCorrupt.
+        """
         ...
 
     def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
         """The newest readable snapshot of the current incarnation, or None where none was saved.
 
-        A generation that is damaged is passed over for the older one, which `fell_back` tells. Raises RecordCorrupt when
-        something was saved and no generation can be read.
+        A generation that is damaged is passed over for the older one, which `fell_back` tells. Raises RecordCorrupt
+        when something was saved and no generation, or not the claim, can be read.
         """
         ...
 
@@ -72,7 +81,7 @@ class CheckpointStore(Protocol):
         ...
 
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
-        """The (child id, link) pairs of a run's children whose end it has not taken in, in order of id; links of any incarnation."""
+        """(Child id, link) of a run's children whose end it has not taken in, in order of id, of any incarnation."""
         ...
 
     def info(self) -> StoreInfo:

@@ -43,7 +43,9 @@ LIVE: Final = frozenset({RunStatus.RUNNING, RunStatus.SUSPENDED, RunStatus.PARKE
 RESUMABLE: Final = frozenset({RunStatus.STOPPED, RunStatus.FAILED, RunStatus.QUARANTINED})
 """What `resume()` by hand brings back."""
 
-ENDED: Final = frozenset({RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT, RunStatus.FAILED})
+ENDED: Final = frozenset(
+    {RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT, RunStatus.FAILED}
+)
 """Ended with an outcome for whoever waits."""
 
 

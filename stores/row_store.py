@@ -12,7 +12,16 @@ from executus.stores import codec
 from executus.stores.batch import Batch, Fence
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
 from executus.stores.operations import Operation, Verdict
-from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, RunRecord, RunStatus, Snapshot, StoredRun, StoreInfo
+from executus.stores.records import (
+    LoadedSnapshot,
+    ParentLink,
+    RunClaim,
+    RunRecord,
+    RunStatus,
+    Snapshot,
+    StoredRun,
+    StoreInfo,
+)
 from executus.stores.rows import (
     SEPARATOR,
     SLOTS,
@@ -41,13 +50,16 @@ class RowStore(abc.ABC):
         self._owner_pid: int | None = None
 
     @abc.abstractmethod
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """See CheckpointStore."""
 
     @abc.abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """See CheckpointStore."""
 
     @abc.abstractmethod
-    def info(self) -> StoreInfo: ...
+    def info(self) -> StoreInfo:
+        """See CheckpointStore."""
 
     @abc.abstractmethod
     def _view(self) -> AbstractContextManager[Rows]:
@@ -59,10 +71,12 @@ class RowStore(abc.ABC):
 
     @property
     def boot_epoch(self) -> int:
+        """See CheckpointStore."""
         self._check_usable()
         return self._boot_epoch
 
     def commit(self, operations: Sequence[Operation]) -> list[Verdict]:
+        """See CheckpointStore."""
         self._check_usable()
         if not operations:
             return []
@@ -85,6 +99,7 @@ class RowStore(abc.ABC):
         return verdicts
 
     def load(self, run_id: str) -> StoredRun | None:
+        """See CheckpointStore."""
         self._check_usable()
         key = run_key(run_id)
         with self._view() as rows:
@@ -94,6 +109,7 @@ class RowStore(abc.ABC):
         return StoredRun(codec.decode_claim(claim, key), _readable_record(record, key))
 
     def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
+        """See CheckpointStore."""
         self._check_usable()
         key = run_key(run_id)
         slot_keys = [snapshot_key(key, slot) for slot in SLOTS]
@@ -105,6 +121,7 @@ class RowStore(abc.ABC):
         return _newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
 
     def load_outcome(self, run_id: str) -> bytes | None:
+        """See CheckpointStore."""
         self._check_usable()
         key = run_key(run_id)
         with self._view() as rows:
@@ -112,12 +129,15 @@ class RowStore(abc.ABC):
         return None if outcome is None else codec.decode_outcome(outcome, key)
 
     def live(self) -> list[RunClaim]:
+        """See CheckpointStore."""
         return [claim for _, claim in self._live_claims() if claim is not None]
 
     def damaged(self) -> list[str]:
+        """See CheckpointStore."""
         return [run_id_of(key) for key, claim in self._live_claims() if claim is None]
 
     def scan(self, *, after: str | None = None, limit: int = 1000) -> list[StoredRun]:
+        """See CheckpointStore."""
         self._check_usable()
         first = b"" if after is None else run_key(after) + SEPARATOR
         runs: list[StoredRun] = []
@@ -135,6 +155,7 @@ class RowStore(abc.ABC):
         return runs
 
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
+        """See CheckpointStore."""
         self._check_usable()
         first, below = children_range(run_key(run_id))
         with self._view() as rows:

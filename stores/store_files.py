@@ -1,4 +1,4 @@
-"""What can be said of a store's files without handing them to the engine: a damaged file must not reach its memory map."""
+"""What can be said of a store's files without the engine: a damaged file must not reach its memory map."""
 
 from __future__ import annotations
 
@@ -29,15 +29,33 @@ _SMALLEST_PAGE: Final = 512
 _LARGEST_PAGE: Final = 65536
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
-    "9p afs beegfs ceph cifs coda fuse.cephfs fuse.glusterfs fuse.s3fs fuse.sshfs gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs".split()
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "fuse.cephfs",
+        "fuse.glusterfs",
+        "fuse.s3fs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+    ]
 )
 _VERIFY_MAX_BYTES: Final = 512 * 1024 * 1024
 """After a kill (not a crash of the machine) nothing above this is walked page by page: 0.3 s for 138 MB, and the page
 cache is whole."""
 _CHECK_TIMEOUT_S: Final = 60.0
 _CHECK_BYTES_PER_S: Final = 20_000_000
-
-
 
 
 class DataFile(msgspec.Struct, frozen=True):
@@ -87,14 +105,14 @@ def check_file_system(folder: Path) -> None:
     kind = file_system_of(folder.stat().st_dev, mounts)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise StoreUnavailable(
-            f"store {str(folder)!r} lies on a network file system ({kind}), where memory maps and locks are not reliable. "
-            "Nothing was opened. Use a local disk, or pass allow_network_fs=True at your own risk.",
+            f"store {str(folder)!r} lies on a network file system ({kind}), where memory maps and locks are not "
+            "reliable. Nothing was opened. Use a local disk, or pass allow_network_fs=True at your own risk.",
             path=str(folder),
         )
 
 
 def file_system_of(device: int, mounts: str) -> str:
-    """The type of the file system with that device number, from the text of mountinfo; empty where it does not stand there."""
+    """The type of the file system with that device number, from the text of mountinfo; empty where it is not there."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
         mount, _, source = line.partition(" - ")
@@ -138,7 +156,7 @@ def data_file(folder: Path) -> DataFile:
 
 
 def is_file(path: Path, stat: os.stat_result) -> bool:
-    """Is the file under that name still the one of which `stat` was taken?"""
+    """Whether the file under that name is still the one of which `stat` was taken."""
     try:
         return os.path.samestat(path.stat(), stat)
     except OSError:
@@ -171,7 +189,7 @@ def _tail(head: bytes, place: int) -> tuple[int, int]:
 
 def _corrupt(folder: Path, why: str) -> StoreCorrupt:
     return StoreCorrupt(
-        f"store {str(folder)!r} cannot be trusted: {why}. It was left untouched. Restore it from a backup, or move the "
-        "folder away to begin anew.",
+        f"store {str(folder)!r} cannot be trusted: {why}. It was left untouched. Restore it from a backup, or move "
+        "the folder away to begin anew.",
         path=str(folder),
     )

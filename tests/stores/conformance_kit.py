@@ -178,7 +178,11 @@ class Committing(Conformance):
         huge = save(token, 2, bytes(MAX_RECORD_BYTES))
         with pytest.raises(RecordTooLarge) as refused:
             store.commit([save(token, 1), huge])
-        assert (refused.value.run_id, refused.value.what, refused.value.cap_bytes) == ("r", "snapshot", MAX_RECORD_BYTES)
+        assert (refused.value.run_id, refused.value.what, refused.value.cap_bytes) == (
+            "r",
+            "snapshot",
+            MAX_RECORD_BYTES,
+        )
         assert refused.value.size_bytes > MAX_RECORD_BYTES
         assert store.load_snapshot("r") is None
         assert commit_one(store, save(token, 1)) is None
@@ -372,7 +376,9 @@ class Saving(Conformance):
         assert commit_one(store, save(newer, 6)) is None
         store.close()
 
-    def test_the_generation_before_stays_as_the_second_and_older_ones_go(self, disk: Disk, store: CheckpointStore) -> None:
+    def test_the_generation_before_stays_as_the_second_and_older_ones_go(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
         token = begin(store)
         for seq in range(1, 6):
             commit_one(store, save(token, seq))
@@ -714,7 +720,9 @@ class Damage(Conformance):
         assert (loaded.snapshot.seq, loaded.fell_back) == (2, None)
         store.close()
 
-    def test_two_damaged_generations_are_an_error_and_no_loss_of_bytes(self, disk: Disk, store: CheckpointStore) -> None:
+    def test_two_damaged_generations_are_an_error_and_no_loss_of_bytes(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
         token = begin(store)
         commit_one(store, save(token, 1), save(token, 2))
 

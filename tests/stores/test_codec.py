@@ -63,16 +63,13 @@ GOLDEN = {
         "696e67c2"
     ),
     "outcome": (
-        "455843540104000000000000000000000000000200000000000000050000000000000000000000077d792a558af1777d6f75"
-        "74636f6d65"
+        "455843540104000000000000000000000000000200000000000000050000000000000000000000077d792a558af1777d6f7574636f6d65"
     ),
     "link": (
         "455843540105000000000000000000000000000200000000000000000000000000000000000000324d5d02322d8feabd84a6"
         "72756e5f6964a372756eab696e6361726e6174696f6e02a36b6579a16bad6f6e5f706172656e745f656e64a46b696c6c"
     ),
-    "number": (
-        "455843540106000000000000000000000000000000000000000000000000000000000009000000009ce3e55b9ce3e55b"
-    ),
+    "number": ("455843540106000000000000000000000000000000000000000000000000000000000009000000009ce3e55b9ce3e55b"),
 }
 """Format 1, as it lies on disks. Never edit a line: a new format gets lines of its own."""
 
@@ -180,7 +177,9 @@ def test_the_largest_record_that_fits_comes_back() -> None:
         codec.encode_outcome(bytes(room + 1), STAMP, KEY, "run")
 
 
-@pytest.mark.parametrize("stamp", [codec.Stamp(incarnation=-1), codec.Stamp(epoch=1 << 64), codec.Stamp(schema_version=-1)])
+@pytest.mark.parametrize(
+    "stamp", [codec.Stamp(incarnation=-1), codec.Stamp(epoch=1 << 64), codec.Stamp(schema_version=-1)]
+)
 def test_a_number_that_fits_no_frame_is_refused_when_it_is_encoded(stamp: codec.Stamp) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         codec.encode_outcome(b"", stamp, KEY, "run")

@@ -354,7 +354,7 @@ def test_a_store_of_another_user_is_unavailable_and_left_untouched(what: str) ->
         folder = Path(name)
         folder.chmod(0o755)
         filled(folder)
-        os.chmod(folder if what == "folder" else folder / what, 0o555)
+        (folder if what == "folder" else folder / what).chmod(0o555)
         before = data_of(folder)
 
         def open_as_other_user() -> None:
@@ -560,15 +560,15 @@ store.close()
 def descriptor_replaced(store_path: Path, by: str, flags: int, *, of_meta: bool) -> Iterator[None]:
     """LMDB writes pages by one descriptor and the meta page by another, opened O_DSYNC: let one of them lead elsewhere."""
     wanted = str(store_path / "data.mdb")
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in list(Path("/proc/self/fd").iterdir()):
         try:
-            if os.readlink(f"/proc/self/fd/{entry}") != wanted:
+            if str(entry.readlink()) != wanted:
                 continue
         except FileNotFoundError:
             continue
-        info = Path(f"/proc/self/fdinfo/{entry}").read_text()
+        info = Path(f"/proc/self/fdinfo/{entry.name}").read_text()
         if bool(int(info.split("flags:")[1].split()[0], 8) & os.O_DSYNC) == of_meta:
-            descriptor = int(entry)
+            descriptor = int(entry.name)
             break
     else:
         pytest.skip("this LMDB writes by other descriptors")

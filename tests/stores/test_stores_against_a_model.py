@@ -129,7 +129,11 @@ class Model:
         refused = self.writer(op.token)
         if refused == "settled":
             life = self.lives[op.token.run_id]
-            same = (life.claim.status, life.claim.reason, life.claim.ended_at_s) == (op.status, op.reason, op.ended_at_s)
+            same = (life.claim.status, life.claim.reason, life.claim.ended_at_s) == (
+                op.status,
+                op.reason,
+                op.ended_at_s,
+            )
             if same and op.outcome in (None, life.outcome):
                 return None
         if refused:
@@ -278,7 +282,9 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         first = draw(st.booleans()) != is_there
         reborn = first or draw(st.booleans())
         incarnation = token.incarnation + 1 if reborn else token.incarnation
-        parent = draw(st.sampled_from([None, *(ParentLink(parent, 1, "k") for parent in IDS if parent != token.run_id)]))
+        parent = draw(
+            st.sampled_from([None, *(ParentLink(parent, 1, "k") for parent in IDS if parent != token.run_id)])
+        )
         return Claim(
             claim=claim(token.run_id, self.epoch, incarnation, **facts),
             expected=None if first else token,
@@ -302,7 +308,9 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             assert [(stored.claim, stored.record) for stored in store.scan(limit=2)] == [
                 (lives[run_id].claim, lives[run_id].record) for run_id in sorted(lives)
             ][:2]
-            assert store.live() == [lives[run_id].claim for run_id in sorted(lives) if lives[run_id].claim.status in LIVE]
+            assert store.live() == [
+                lives[run_id].claim for run_id in sorted(lives) if lives[run_id].claim.status in LIVE
+            ]
             assert store.damaged() == []
             for run_id in IDS:
                 self.check_run(store, run_id, lives.get(run_id))
@@ -336,4 +344,6 @@ class StoresAgainstAModel(RuleBasedStateMachine):
 
 
 TestStoresAgainstAModel = StoresAgainstAModel.TestCase
-TestStoresAgainstAModel.settings = settings(stateful_step_count=20, max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+TestStoresAgainstAModel.settings = settings(
+    stateful_step_count=20, max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
