@@ -27,10 +27,10 @@ from executus.actors.errors import (
     RunKilled,
     RunNotFound,
     RunQuarantined,
+    RunTimedOut,
     RuntimeDraining,
     RuntimeForked,
     RuntimeNotOpen,
-    RunTimedOut,
     RunUnsuccessful,
     SaveRejected,
     StartFailed,
@@ -39,6 +39,7 @@ from executus.actors.errors import (
 )
 from executus.actors.handle import AsyncRunHandle, RunHandle
 from executus.actors.incarnation import Ending, Progress, RunView
+from executus.actors.interruption import DrainReport
 from executus.actors.outcomes import (
     Cancelled,
     Completed,
@@ -53,7 +54,6 @@ from executus.actors.outcomes import (
 from executus.actors.policies import Backoff, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import ChildEnded, ChildRef, Done, Factory, Reply, Run, RunContext, Wait, WaitExpired
 from executus.actors.runtime import AsyncRuntime, Runtime
-from executus.actors.supervisor import DrainReport
 from executus.stores import ExecutusError, InvalidRunId, RunStatus
 
 __all__ = [

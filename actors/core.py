@@ -24,13 +24,15 @@ from executus.actors.errors import RunNotFound, RuntimeForked, RuntimeNotOpen, S
 from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted, default_logger, log_events
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, tell_if_alive, view_of_stored
+from executus.actors.interruption import DrainReport
 from executus.actors.messages import DrainRuns, IfExists, ResumeRun, StartOrder, StartRuns, StoreRestarted
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
 from executus.actors.save_slot import StorePort
 from executus.actors.store_actor import StoreActor
-from executus.actors.supervisor import DrainReport, RunSupervisor, rest_from_store
+from executus.actors.stored_runs import resting_incarnation
+from executus.actors.supervisor import RunSupervisor
 from executus.stores import CheckpointStore, ExecutusError, LmdbStore, MemoryStore, RunStatus, StoreError, check_run_id
 
 DRAIN_S: Final = 10.0
@@ -403,7 +405,7 @@ class Core:
         stored = self.store.load(run_id)
         if stored is None:
             raise RunNotFound(run_id)
-        return rest_from_store(self.env, stored)
+        return resting_incarnation(self.env, stored)
 
     def views(self, *, status: RunStatus | str | None, type_: str | type | None, label: str | None) -> list[RunView]:
         """All runs that fit, in order of id. Reads the whole store."""

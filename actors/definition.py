@@ -11,7 +11,14 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect as types
 
-from executus.actors.errors import InvalidInput, InvalidMessage, InvalidRunType, NotRegistered, SaveRejected, WrongReturn
+from executus.actors.errors import (
+    InvalidInput,
+    InvalidMessage,
+    InvalidRunType,
+    NotRegistered,
+    SaveRejected,
+    WrongReturn,
+)
 from executus.actors.outcomes import safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Next, Run

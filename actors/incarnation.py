@@ -30,6 +30,7 @@ from executus.actors.outcomes import (
     ErrorInfo,
     Failed,
     Killed,
+    KillRequested,
     Outcome,
     Phase,
     Quarantined,
@@ -194,7 +195,6 @@ class Incarnation:
     __slots__ = (
         "__weakref__",
         "attempt_ref",
-        "attempt_started_s",
         "causes",
         "children",
         "claim",
@@ -209,10 +209,10 @@ class Incarnation:
         "incarnation",
         "input",
         "interrupted",
+        "killed_by",
         "labels",
         "last_error",
         "letters",
-        "options",
         "origin",
         "parent",
         "phase",
@@ -224,7 +224,6 @@ class Incarnation:
         "run_id",
         "slot",
         "stage",
-        "stopping_timers",
         "unstarted",
         "waiting_for_begin",
     )
@@ -235,7 +234,6 @@ class Incarnation:
         definition: RunDefinition,
         claim: RunClaim,
         policies: Policies,
-        options: bytes,
         labels: Mapping[str, str],
         created_at_s: float,
         root_run_id: str,
@@ -247,7 +245,6 @@ class Incarnation:
         self.definition = definition
         self.claim = claim
         self.policies = policies
-        self.options = options
         self.labels = labels
         self.created_at_s = created_at_s
         self.root_run_id = root_run_id
@@ -262,15 +259,14 @@ class Incarnation:
         self.idle = False
         self.phase = Phase.STARTING
         self.causes: list[Cause] = []
+        self.killed_by: KillRequested | None = None
         self.interrupted: Promise[None] = Promise()
         self.history = RestartHistory()
         self.heartbeat_s: float | None = None
-        self.attempt_started_s = 0.0
         self.progress: Progress | None = None
         self.last_error: ErrorInfo | None = None
         self.children: dict[str, str] = {}
         self.durable_waiters: deque[tuple[int, Promise[int]]] = deque()
-        self.stopping_timers: list[Any] = []
         self.restored_seq = 0
         self.unstarted: list[Promise[Incarnation]] = []
         self.origin: Any = None

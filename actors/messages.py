@@ -43,7 +43,7 @@ class Commit(msgspec.Struct, frozen=True):
     `final`, if given, is a closed slot whose last state goes into the Settle among the operations.
     """
 
-    tag: object
+    tag: int
     operations: tuple[Operation, ...]
     final: SaveSlot | None = None
 
@@ -54,14 +54,14 @@ class Commit(msgspec.Struct, frozen=True):
 class Committed(msgspec.Struct, frozen=True):
     """The commit came through, with these verdicts in the order of the operations."""
 
-    tag: object
+    tag: int
     verdicts: tuple[Verdict, ...]
 
 
 class CommitFailed(msgspec.Struct, frozen=True):
     """The outcome of this commit is unknown; the same operations may be sent again."""
 
-    tag: object
+    tag: int
     error: ExecutusError
 
 
@@ -132,14 +132,18 @@ class StoreRestarted(msgspec.Struct, frozen=True):
 class TimerElapsed(msgspec.Struct, frozen=True):
     """A timer of the supervisor for this execution is due."""
 
-    kind: Literal["backoff", "grace", "run_timeout", "result_grace", "retry"]
+    kind: Literal["backoff", "grace", "run_timeout", "result_grace", "tombstone"]
     token: Token
 
 
 class RetryCommit(msgspec.Struct, frozen=True):
     """A failed commit is to be sent again."""
 
-    tag: object
+    tag: int
+
+
+class DrainDeadline(msgspec.Struct, frozen=True):
+    """The drain must answer now, whatever is left."""
 
 
 class SweepIdle(msgspec.Struct, frozen=True):

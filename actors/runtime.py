@@ -11,10 +11,10 @@ from executus.actors.core import DRAIN_S, Core, Health, Store
 from executus.actors.events import EventBus
 from executus.actors.handle import AsyncRunHandle, RunHandle, refuse_on_loop
 from executus.actors.incarnation import RunView
+from executus.actors.interruption import DrainReport
 from executus.actors.messages import IfExists
 from executus.actors.policies import Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
-from executus.actors.supervisor import DrainReport
 from executus.stores import RunStatus
 
 I = TypeVar("I")  # noqa: E741

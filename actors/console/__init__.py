@@ -1,0 +1,1 @@
+"""The `executus` command. It knows everything below it; nothing below knows it."""

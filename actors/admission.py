@@ -1,0 +1,306 @@
+"""The ways into the table: started, spawned, resumed by hand, found at boot. Each commits its claim first, then launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from executus.actors.boot import Resume, SetAsideAs, plan
+from executus.actors.desk import Desk, Lifecycle, Verdicts, taken
+from executus.actors.errors import NotResumable, RunExists, RuntimeDraining, StartFailed
+from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
+from executus.actors.family import Family
+from executus.actors.future import Promise
+from executus.actors.incarnation import Incarnation, Stage
+from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnChildren, StartOrder, StartRuns
+from executus.actors.outcomes import CancelRequested, ErrorInfo, ExitEvidence, KillRequested, Phase
+from executus.actors.run_actor import Source
+from executus.actors.stored_runs import (
+    boot_facts,
+    check_resumable,
+    first_claim,
+    incarnation_of_order,
+    incarnation_of_record,
+    next_claim,
+    record_of,
+    resting_incarnation,
+)
+from executus.stores import (
+    Accepted,
+    Claim,
+    ExecutusError,
+    Operation,
+    RecordTooLarge,
+    Refused,
+    RunClaim,
+    RunStatus,
+    SetAside,
+    StoredRun,
+    StoreError,
+    Verdict,
+)
+
+START_PATIENCE_S: Final = 5.0
+"""`start` waits so long for a failing store, then raises."""
+RECOVERY_BATCH: Final = 256
+"""Runs claimed in one commit at boot: enough to be cheap, few enough for the first to run while the last are claimed."""
+
+
+class Admission:
+    """Brings runs into the table. On the supervisor's thread."""
+
+    def __init__(self, desk: Desk, lifecycle: Lifecycle, family: Family) -> None:
+        self._desk = desk
+        self._env = desk.env
+        self._life = lifecycle
+        self._family = family
+
+    # --- started ------------------------------------------------------------------------------------------------------
+
+    def start(self, orders: Sequence[StartOrder], replies: Sequence[Promise[Incarnation]]) -> None:
+        """Start runs in one commit; each promise gets its incarnation, or the error that kept it from starting."""
+        claims: list[tuple[Incarnation, Claim, StartOrder]] = []
+        for order, reply in zip(orders, replies, strict=True):
+            live = self._desk.table.get(order.run_id)
+            if self._desk.drain is not None:
+                reply.try_fail(RuntimeDraining(f"run {order.run_id!r} was not started: the runtime is shutting down"))
+            elif live is not None:
+                self._start_on_live(order, reply, live)
+            else:
+                inc = incarnation_of_order(order, first_claim(order, self._desk.epochs.draw(), self._env.clock.wall_s()))
+                self._desk.table[order.run_id] = inc
+                inc.unstarted.append(reply)
+                if inc.durable:
+                    claims.append((inc, Claim(claim=inc.claim, expected=None, record=record_of(inc, order)), order))
+                else:
+                    self._started(inc)
+        if claims:
+            self._claim_starts(claims)
+
+    def _claim_starts(self, claims: list[tuple[Incarnation, Claim, StartOrder]]) -> None:
+        asked_s = self._env.clock.now_s()
+
+        def then(verdicts: Verdicts) -> None:
+            for (inc, _, order), verdict in zip(claims, verdicts, strict=True):
+                match verdict:
+                    case Accepted():
+                        self._started(inc)
+                    case Refused(_, current):
+                        self._start_on_stored(order, inc, current)
+
+        def failed(error: ExecutusError) -> bool:
+            waited_s = self._env.clock.now_s() - asked_s
+            if waited_s < START_PATIENCE_S and not isinstance(error, RecordTooLarge):
+                return False
+            for inc, _, _ in claims:
+                self._not_started(inc, StartFailed(f"run {inc.run_id!r} was not started, after {waited_s:.1f} s: {error}"), error)
+            return True
+
+        self._desk.commit([claim for _, claim, _ in claims], then, failed=failed)
+
+    def _started(self, inc: Incarnation) -> None:
+        self._desk.emit(RunStarted, inc)
+        self._life.launch(inc, Source.INPUT)
+        for reply in taken(inc.unstarted):
+            reply.try_set(inc)
+
+    def _not_started(self, inc: Incarnation, error: ExecutusError, cause: BaseException | None = None) -> None:
+        error.__cause__ = cause
+        self._leave(inc)
+        for reply in taken(inc.unstarted):
+            reply.try_fail(error)
+        self._life.left()
+
+    def _leave(self, inc: Incarnation) -> None:
+        if self._desk.table.get(inc.run_id) is inc:
+            del self._desk.table[inc.run_id]
+        inc.stage = Stage.ENDED
+
+    def _start_on_live(self, order: StartOrder, reply: Promise[Incarnation], live: Incarnation) -> None:
+        """The id is taken by a run of this process."""
+        if live.definition is not order.definition or order.if_exists == "raise":
+            reply.try_fail(RunExists(order.run_id, RunStatus.RUNNING))
+        elif order.if_exists == "replace":
+            again = StartRuns((order,), (reply,))
+            live.ending.add_done_callback(lambda _: self._desk.tell_self(again))
+            cause = KillRequested("start(if_exists='replace')", "replaced by a new run of this id")
+            self._life.end_run(EndRun(live.run_id, live.incarnation, cause, Promise()))
+        elif live.unstarted:
+            live.unstarted.append(reply)  # its claim is under way: it starts, or fails, for both
+        else:
+            reply.try_set(live)
+
+    def _start_on_stored(self, order: StartOrder, inc: Incarnation, current: RunClaim | None) -> None:
+        """The id is taken by a run that the store knows and this process does not run."""
+        status = RunStatus.QUARANTINED if current is None else current.status
+        if current is None or order.if_exists == "raise":
+            self._not_started(inc, RunExists(order.run_id, status))
+            return
+        if order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED):
+            self._claim_starts([(inc, Claim(claim=inc.claim, expected=current.token, record=record_of(inc, order)), order)])
+            return
+        try:
+            stored = self._env.store.load(order.run_id)
+            found = None if stored is None else resting_incarnation(self._env, stored)
+        except ExecutusError as error:
+            self._not_started(inc, StartFailed(f"run {order.run_id!r} exists and is {status.value}, but cannot be read: {error}"), error)
+            return
+        if found is None or found.definition is not order.definition:
+            self._not_started(inc, RunExists(order.run_id, status))
+            return
+        self._leave(inc)
+        for reply in taken(inc.unstarted):
+            reply.try_set(found)
+        self._life.left()
+
+    # --- spawned ------------------------------------------------------------------------------------------------------
+
+    def spawn(self, message: SpawnChildren) -> None:
+        """Claim the children in one commit, then let the parent's callback count as completed."""
+        parent, slot = message.parent, message.parent.slot
+        if slot is None or slot.closed:
+            return
+        left = len(message.orders)
+        errors: list[ExecutusError] = []
+
+        def one_done(promise: Promise[Incarnation], order: StartOrder) -> None:
+            nonlocal left
+            error = promise.error()
+            assert order.parent is not None
+            if error is None and not self._family.adopt(parent, order.parent.key, promise.result(0)):
+                again: Promise[Incarnation] = Promise()
+                again.add_done_callback(partial(one_done, order=order))
+                self.start([msgspec.structs.replace(order, if_exists="replace")], [again])
+                return
+            if error is not None:
+                errors.append(error if isinstance(error, ExecutusError) else StartFailed(str(error)))
+            left -= 1
+            if left == 0:
+                slot.attempt_tell(ChildrenSpawned(errors[0] if errors else None))
+
+        replies: list[Promise[Incarnation]] = [Promise() for _ in message.orders]
+        for reply, order in zip(replies, message.orders, strict=True):
+            reply.add_done_callback(partial(one_done, order=order))
+        self.start(message.orders, replies)
+
+    # --- resumed by hand ----------------------------------------------------------------------------------------------
+
+    def resume(self, message: ResumeRun) -> None:
+        """Bring back a stopped, failed or quarantined run."""
+        run_id, reply = message.run_id, message.reply
+        live = self._desk.table.get(run_id)
+        if self._desk.drain is not None:
+            reply.try_fail(RuntimeDraining(f"run {run_id!r} was not resumed: the runtime is shutting down"))
+            return
+        if live is not None:
+            reply.try_set(live)
+            return
+        try:
+            stored, record, definition = check_resumable(self._env, run_id, from_input=message.from_input)
+        except ExecutusError as error:
+            reply.try_fail(error)
+            return
+        claim = next_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=0)
+        inc = incarnation_of_record(claim, record, definition)
+        self._desk.table[run_id] = inc
+        inc.unstarted.append(reply)
+
+        def then(verdicts: Verdicts) -> None:
+            match verdicts[0]:
+                case Accepted():
+                    self._resumed(inc)
+                case Refused(_, current):
+                    status = "unreadable" if current is None else current.status.value
+                    self._not_started(inc, NotResumable(f"run {run_id!r} is {status} and was not resumed"))
+
+        def failed(error: ExecutusError) -> bool:
+            self._not_started(inc, StartFailed(f"run {run_id!r} was not resumed: {error}"), error)
+            return True
+
+        self._desk.commit([Claim(claim=claim, expected=stored.claim.token, drop_snapshots=message.from_input)], then, failed=failed)
+
+    def _resumed(self, inc: Incarnation) -> None:
+        """The claim is committed: now load and go on."""
+        self._desk.emit(RunResumed, inc, strikes=inc.claim.strikes)
+        try:
+            self._family.find(inc)
+        except StoreError as error:
+            inc.origin = Source.STORE
+            self._life.exited(inc, ExitEvidence(phase=Phase.STARTING, error=ErrorInfo.of(error), causes=tuple(inc.causes)), None)
+        else:
+            self._life.launch(inc, Source.STORE)
+        for reply in taken(inc.unstarted):
+            reply.try_set(inc)
+
+    # --- found at boot ------------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Plan for every live run of the store, claim what comes back, set aside what cannot. Raises StoreError."""
+        store, resumed, parked = self._env.store, 0, 0
+        quarantined = len(store.damaged())
+        batch: list[tuple[Incarnation | None, Operation]] = []
+        for claim in store.live():
+            stored = store.load(claim.run_id)
+            if stored is None:
+                continue
+            match plan(boot_facts(self._env, stored)):
+                case Resume() as comes_back:
+                    resumed += 1
+                    batch.append(self._comes_back(stored, comes_back))
+                case SetAsideAs(status, reason):
+                    parked += status is RunStatus.PARKED
+                    quarantined += status is RunStatus.QUARANTINED
+                    self._tell_set_aside(stored, status, reason)
+                    if (claim.status, claim.reason) != (status, reason):
+                        batch.append((None, SetAside(expected=claim.token, status=status, reason=reason)))
+            if len(batch) == RECOVERY_BATCH:
+                self._claim_recovered(batch)
+                batch = []
+        if batch:
+            self._claim_recovered(batch)
+        self._env.events.emit(RuntimeOpened(boot_epoch=store.boot_epoch, resumed=resumed, parked=parked, quarantined=quarantined))
+
+    def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Operation]:
+        record = stored.record
+        definition = None if record is None else self._env.registry.named(record.run_type)
+        assert record is not None  # plan() resumes nothing else
+        assert definition is not None
+        claim = next_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=planned.strikes)
+        inc = incarnation_of_record(claim, record, definition)
+        self._desk.table[claim.run_id] = inc
+        if planned.orphaned is not None:
+            inc.causes.append(CancelRequested(f"parent {planned.orphaned!r}", "its parent ended"))
+        return inc, Claim(claim=claim, expected=stored.claim.token)
+
+    def _tell_set_aside(self, stored: StoredRun, status: RunStatus, reason: str) -> None:
+        claim = stored.claim
+        self._env.events.emit(
+            RunSettled(
+                run_id=claim.run_id,
+                run_type="?" if stored.record is None else stored.record.run_type,
+                attempt=claim.attempt,
+                epoch=claim.epoch,
+                status=status,
+                reason=reason,
+                seq=0,
+                durable=True,
+            )
+        )
+
+    def _claim_recovered(self, batch: list[tuple[Incarnation | None, Operation]]) -> None:
+        def one(inc: Incarnation, verdict: Verdict) -> None:
+            match verdict:
+                case Accepted():
+                    self._resumed(inc)
+                case Refused(_, current):
+                    self._life.lost(inc, current)
+
+        def then(verdicts: Verdicts) -> None:
+            for (inc, _), verdict in zip(batch, verdicts, strict=True):
+                if inc is not None and inc.stage is Stage.CLAIMING:
+                    one(inc, verdict)
+
+        self._desk.commit([operation for _, operation in batch], then)

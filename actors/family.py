@@ -1,0 +1,77 @@
+"""Parents and children: who is told of whose end, and what becomes of children when their parent has ended for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from executus.actors.desk import Desk
+from executus.actors.future import Promise
+from executus.actors.incarnation import Incarnation, Letter
+from executus.actors.messages import EndRun
+from executus.actors.outcomes import CancelRequested, Cause, KillRequested, Outcome
+from executus.actors.run import ChildEnded
+from executus.actors.stored_runs import resting_incarnation
+from executus.stores import ExecutusError
+
+
+class Family:
+    """The parent's side of children. On the supervisor's thread."""
+
+    def __init__(self, desk: Desk, end_run: Callable[[EndRun], None]) -> None:
+        self._desk = desk
+        self._end_run = end_run
+
+    def adopt(self, parent: Incarnation, key: str, child: Incarnation) -> bool:
+        """Note a child with its parent. False when its id is held by an earlier life's child, or by a run that is nobody's."""
+        if not _is_child_of(child, parent):
+            return False
+        parent.children[key] = child.run_id
+        if child.ending.done():
+            ending = child.ending.result(0)
+            if ending.outcome is not None:
+                _deliver(parent, key, child.run_id, ending.outcome)
+        return True
+
+    def ended(self, inc: Incarnation, outcome: Outcome) -> None:
+        """A run has ended for good: tell its parent, and end its children as they were told to."""
+        link = inc.parent
+        if link is not None:
+            parent = self._desk.table.get(link.run_id)
+            if parent is not None and parent.incarnation == link.incarnation:
+                _deliver(parent, link.key, inc.run_id, outcome)
+        for child_run_id in list(inc.children.values()):
+            child = self._desk.table.get(child_run_id)
+            if child is not None and child.parent is not None and _is_child_of(child, inc):
+                by = f"parent {inc.run_id!r}"
+                cause: Cause = (
+                    KillRequested(by, "its parent ended") if child.parent.on_parent_end == "kill" else CancelRequested(by, "its parent ended")
+                )
+                self._end_run(EndRun(child.run_id, child.incarnation, cause, Promise()))
+
+    def find(self, inc: Incarnation) -> None:
+        """Derive from the store which children a resumed parent has, and which ends it has not taken in yet. Raises StoreError."""
+        store = self._desk.env.store
+        for child_run_id, link in store.children(inc.run_id):
+            if link.incarnation != inc.incarnation:
+                continue
+            inc.children[link.key] = child_run_id
+            stored = store.load(child_run_id)
+            if stored is None or child_run_id in self._desk.table or stored.record is None:
+                continue
+            ended = resting_incarnation(self._desk.env, stored).ending.result(0)
+            if ended.outcome is not None:
+                _deliver(inc, link.key, child_run_id, ended.outcome)
+
+
+def _is_child_of(child: Incarnation, parent: Incarnation) -> bool:
+    return child.parent is not None and (child.parent.run_id, child.parent.incarnation) == (parent.run_id, parent.incarnation)
+
+
+def _deliver(parent: Incarnation, key: str, child_run_id: str, outcome: Outcome) -> None:
+    """Put ChildEnded into the parent's mailbox, once: the same end may be derived from here and from the store."""
+    if parent.letters.holds_child(child_run_id):
+        return
+    try:
+        parent.put(Letter(ChildEnded(key, child_run_id, outcome), own=True))
+    except ExecutusError:
+        return  # the parent has ended meanwhile; nobody is left to tell

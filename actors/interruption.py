@@ -1,0 +1,260 @@
+"""Ending runs from outside: stop, cancel, kill, time-outs, stalls, the drain. Records the cause first, then asks, then insists."""
+
+from __future__ import annotations
+
+from typing import Final, assert_never
+
+import msgspec
+
+from executus.actors.desk import Desk, Lifecycle, Verdicts
+from executus.actors.events import RunHung, RuntimeDraining, RunUnstopped
+from executus.actors.incarnation import Ending, Incarnation, Stage, tell_if_alive
+from executus.actors.messages import CancelCallback, DrainDeadline, DrainRuns, EndRun, Interrupted, SweepIdle
+from executus.actors.outcomes import (
+    Cancelled,
+    CancelRequested,
+    Cause,
+    DrainRequested,
+    ExitEvidence,
+    Killed,
+    KillRequested,
+    Outcome,
+    Phase,
+    encode_outcome,
+)
+from executus.actors.stored_runs import ending_claim
+from executus.stores import ENDED, Accepted, Claim, ExecutusError, Refusal, Refused, RunStatus, Token
+
+SWEEP_MIN_S: Final = 0.05
+CANCEL_GRACE_S: Final = 0.1
+"""What an async callback gets after its cancellation to clean up, where the grace itself is over."""
+ANSWER_S: Final = 0.35
+"""After its time-out a drain has this long to commit what was given up on; then it answers with what is left."""
+
+
+class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drain left: how many runs were suspended, which did not return in time, which could not be saved."""
+
+    suspended: int
+    unstopped: tuple[str, ...]
+    unsaved: tuple[str, ...]
+    took_s: float
+
+
+class Interruption:
+    """Ends runs on somebody's word. On the supervisor's thread."""
+
+    def __init__(self, desk: Desk, lifecycle: Lifecycle) -> None:
+        self._desk = desk
+        self._env = desk.env
+        self._life = lifecycle
+        self._unstopped: list[str] = []
+        self._sweep_every_s: float | None = None
+        self.suspended = 0
+
+    # --- stop, cancel, time out ---------------------------------------------------------------------------------------
+
+    def end(self, order: EndRun) -> None:
+        """Somebody wants this run to end; the reply is resolved when it has, or rests."""
+        inc = self._desk.table.get(order.run_id)
+        if inc is None or inc.incarnation != order.incarnation:
+            self._end_resting(order)
+            return
+        inc.ending.add_done_callback(lambda _: order.reply.try_set(None))
+        if isinstance(order.cause, KillRequested):
+            self._kill(inc, order.cause)
+        else:
+            self.interrupt(inc, order.cause)
+
+    def interrupt(self, inc: Incarnation, cause: Cause) -> None:
+        """Record why it shall end, and ask it to. A run that is backing off has nothing to be asked: it settles at once."""
+        inc.causes.append(cause)
+        inc.interrupted.try_set(None)
+        match inc.stage:
+            case Stage.RUNNING:
+                if inc.attempt_ref is not None:
+                    tell_if_alive(inc.attempt_ref, Interrupted(), control=True)
+                self.arm_grace(inc)
+            case Stage.BACKING_OFF:
+                self._life.exited(inc, ExitEvidence(phase=Phase.WAITING, causes=tuple(inc.causes)), None)
+            case Stage.CLAIMING | Stage.SETTLING | Stage.ENDED:
+                pass  # a claim that comes through is launched and sees the cause; the others end already
+            case _:
+                assert_never(inc.stage)
+
+    def arm_grace(self, inc: Incarnation) -> None:
+        """Give the callback in hand its time; in a drain no more than the drain has."""
+        grace_s = inc.policies.stop.grace_s
+        drain = self._desk.drain
+        if drain is not None:
+            grace_s = min(grace_s, max(0.0, drain.timeout_s - (self._env.clock.now_s() - self._desk.drain_began_s)))
+        self._desk.arm(inc, "grace", grace_s, once=True)
+
+    def grace_over(self, inc: Incarnation) -> None:
+        """It did not return in time. An async callback is cancelled first; what does not return then is given up on."""
+        ref = inc.attempt_ref
+        if inc.stage is not Stage.RUNNING or ref is None:
+            return
+        if inc.definition.async_callbacks and not inc.cut:
+            inc.cut = True
+            tell_if_alive(ref, CancelCallback(), control=True)
+            self._desk.arm(inc, "grace", CANCEL_GRACE_S)
+            return
+        self._unstopped.append(inc.run_id)
+        stack = self._give_up_on(inc)
+        self._desk.emit(RunUnstopped, inc, stack=stack, leaked_threads=self._env.leaked_threads())
+
+    def _give_up_on(self, inc: Incarnation) -> str:
+        """Fence the attempt and declare it dead; its thread may be anywhere. Returns that thread's stack."""
+        ref = inc.attempt_ref
+        assert ref is not None
+        stack = self._env.stack_of(ref.running_thread())
+        if inc.slot is not None:
+            inc.slot.close()
+        ref.abandon()
+        return stack
+
+    # --- kill ---------------------------------------------------------------------------------------------------------
+
+    def _kill(self, inc: Incarnation, cause: KillRequested) -> None:
+        """Commit the tombstone, then signal: no reboot resurrects the run, and whatever it still writes is refused.
+
+        Where the store does not take it within the grace, the run is fenced in memory and signalled; the tombstone is retried.
+        """
+        if inc.killed_by is not None or inc.stage is Stage.ENDED:
+            return
+        inc.killed_by = cause
+        if not inc.durable:
+            self._signal_kill(inc, cause)
+            return
+        self._desk.arm(inc, "tombstone", inc.policies.stop.grace_s)
+        self._commit_tombstone(inc, cause, inc.claim.token)
+
+    def _commit_tombstone(self, inc: Incarnation, cause: KillRequested, expected: Token) -> None:
+        tombstone = ending_claim(inc.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), RunStatus.KILLED, cause.reason)
+
+        def then(verdicts: Verdicts) -> None:
+            if inc.stage is Stage.ENDED:
+                return
+            match verdicts[0]:
+                case Accepted():
+                    self._signal_kill(inc, cause)
+                case Refused(Refusal.FENCED, current) if current is not None and current.status is RunStatus.RUNNING:
+                    # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is there, then.
+                    self._commit_tombstone(inc, cause, current.token)
+                case Refused():
+                    inc.killed_by = None  # it ended by itself first: that ending stands
+
+        self._desk.commit([Claim(claim=tombstone, expected=expected, outcome=encode_outcome(Killed(cause.by, cause.reason)))], then)
+
+    def tombstone_late(self, inc: Incarnation) -> None:
+        """The store has not taken the tombstone within the grace."""
+        if inc.killed_by is not None:
+            self._signal_kill(inc, inc.killed_by)
+
+    def _signal_kill(self, inc: Incarnation, cause: KillRequested) -> None:
+        self._desk.disarm(inc, "tombstone")
+        if any(isinstance(c, KillRequested) for c in inc.causes):
+            return
+        inc.causes.append(cause)
+        if inc.slot is not None:
+            inc.slot.close()
+        inc.interrupted.try_set(None)
+        if inc.stage is Stage.RUNNING and inc.attempt_ref is not None:
+            tell_if_alive(inc.attempt_ref, Interrupted(), control=True)
+            self.arm_grace(inc)
+        else:
+            self._life.finish(inc, Ending(RunStatus.KILLED, Killed(cause.by, cause.reason), cause.reason))
+
+    def _end_resting(self, order: EndRun) -> None:
+        """Kill or cancel a run that is stopped, suspended or parked: only the store has to know."""
+        outcome: Outcome
+        match order.cause:
+            case KillRequested(by, reason):
+                status, outcome = RunStatus.KILLED, Killed(by, reason)
+            case CancelRequested(by, reason):
+                status, outcome = RunStatus.CANCELLED, Cancelled(by, reason)
+            case _:
+                order.reply.try_set(None)  # it is not running
+                return
+        try:
+            stored = self._env.store.load(order.run_id)
+        except ExecutusError as error:
+            order.reply.try_fail(error)
+            return
+        if stored is None or stored.claim.incarnation != order.incarnation or stored.claim.status in ENDED:
+            order.reply.try_set(None)
+            return
+        claim = ending_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), status, reason)
+
+        def then(_verdicts: Verdicts) -> None:
+            order.reply.try_set(None)
+
+        def failed(error: ExecutusError) -> bool:
+            order.reply.try_fail(error)
+            return True
+
+        self._desk.commit([Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed)
+
+    # --- stalls -------------------------------------------------------------------------------------------------------
+
+    def watch(self, inc: Incarnation) -> None:
+        """See that somebody looks for this run's heartbeats, if it has an idle_timeout_s."""
+        idle_s = inc.policies.stop.idle_timeout_s
+        if idle_s is None:
+            return
+        every_s = max(SWEEP_MIN_S, idle_s / 4)
+        if self._sweep_every_s is None:
+            self._desk.tell_later(every_s, SweepIdle())
+            self._sweep_every_s = every_s
+        self._sweep_every_s = min(every_s, self._sweep_every_s)
+
+    def sweep(self) -> None:
+        """Find callbacks without a heartbeat. Each is given up on, and its run crashes as hung."""
+        now_s, watched = self._env.clock.now_s(), False
+        for inc in list(self._desk.table.values()):
+            idle_s, beat_s = inc.policies.stop.idle_timeout_s, inc.heartbeat_s
+            if idle_s is None:
+                continue
+            watched = True
+            if inc.stage is Stage.RUNNING and inc.attempt_ref is not None and not inc.causes and beat_s is not None and now_s - beat_s > idle_s:
+                stack = self._give_up_on(inc)
+                self._desk.emit(RunHung, inc, idle_s=now_s - beat_s, stack=stack)
+        if watched and self._sweep_every_s is not None:
+            self._desk.tell_later(self._sweep_every_s, SweepIdle())
+        else:
+            self._sweep_every_s = None
+
+    # --- the drain ----------------------------------------------------------------------------------------------------
+
+    def drain(self, order: DrainRuns) -> None:
+        """Suspend everything; from now on nothing is started."""
+        if self._desk.drain is not None:
+            first = self._desk.drain.reply
+            first.add_done_callback(lambda _: order.reply.try_set(first.result(0)))
+            return
+        self._desk.drain = order
+        self._desk.drain_began_s = self._env.clock.now_s()
+        self._env.events.emit(RuntimeDraining(live=len(self._desk.table)))
+        for inc in list(self._desk.table.values()):
+            self.interrupt(inc, DrainRequested())
+        self._desk.tell_later(order.timeout_s + ANSWER_S, DrainDeadline())
+        self.drained_yet()
+
+    def drained_yet(self) -> None:
+        """Answer the drain if nothing is left."""
+        if self._desk.drain is not None and not self._desk.table:
+            self.answer_drain()
+
+    def answer_drain(self) -> None:
+        """Answer the drain, whatever is left."""
+        drain = self._desk.drain
+        assert drain is not None
+        drain.reply.try_set(
+            DrainReport(
+                suspended=self.suspended,
+                unstopped=tuple(self._unstopped),
+                unsaved=tuple(sorted(self._desk.table)),
+                took_s=self._env.clock.now_s() - self._desk.drain_began_s,
+            )
+        )

@@ -1,0 +1,171 @@
+"""Between the store's records and live incarnations."""
+
+from __future__ import annotations
+
+import msgspec
+
+from executus.actors.boot import BootFacts
+from executus.actors.definition import RunDefinition
+from executus.actors.environment import Environment
+from executus.actors.errors import NotResumable, RunNotFound
+from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
+from executus.actors.messages import StartOrder
+from executus.actors.outcomes import Outcome, Quarantined, decode_outcome
+from executus.actors.policies import Policies
+from executus.actors.run import remaining
+from executus.stores import ENDED, RESUMABLE, RecordCorrupt, RunClaim, RunRecord, RunStatus, StoredRun
+
+
+def first_claim(order: StartOrder, epoch: int, wall_s: float) -> RunClaim:
+    """The claim of a new incarnation, named after its first epoch."""
+    timeout_s = order.policies.stop.run_timeout_s
+    return RunClaim(
+        run_id=order.run_id,
+        incarnation=epoch,
+        epoch=epoch,
+        attempt=1,
+        status=RunStatus.RUNNING,
+        claimed_at_s=wall_s,
+        deadline_at_s=None if timeout_s is None else wall_s + timeout_s,
+        remaining_s=timeout_s,
+    )
+
+
+def next_claim(claim: RunClaim, epoch: int, wall_s: float, *, strikes: int | None = None) -> RunClaim:
+    """The claim of the next attempt. The deadline stays: it is never refreshed."""
+    return msgspec.structs.replace(
+        claim,
+        epoch=epoch,
+        attempt=claim.attempt + 1,
+        status=RunStatus.RUNNING,
+        reason="",
+        strikes=claim.strikes if strikes is None else strikes,
+        claimed_at_s=wall_s,
+        ended_at_s=None,
+        remaining_s=remaining(claim.deadline_at_s, claim.remaining_s, wall_s),
+    )
+
+
+def ending_claim(claim: RunClaim, epoch: int, wall_s: float, status: RunStatus, reason: str) -> RunClaim:
+    """A tombstone: a claim that ends the run, so that whatever an older epoch still writes is refused."""
+    return msgspec.structs.replace(claim, epoch=epoch, status=status, reason=reason, ended_at_s=wall_s)
+
+
+def record_of(inc: Incarnation, order: StartOrder) -> RunRecord:
+    """What `start` was given, as the store keeps it."""
+    return RunRecord(
+        run_id=inc.run_id,
+        incarnation=inc.incarnation,
+        run_type=inc.definition.name,
+        input=order.input,
+        created_at_s=inc.created_at_s,
+        labels=dict(order.labels),
+        parent=order.parent,
+        root_run_id=inc.root_run_id,
+        options=order.options,
+    )
+
+
+def incarnation_of_order(order: StartOrder, claim: RunClaim) -> Incarnation:
+    """A new life."""
+    return Incarnation(
+        definition=order.definition,
+        claim=claim,
+        policies=order.policies,
+        labels=order.labels,
+        created_at_s=claim.claimed_at_s,
+        root_run_id=order.root_run_id or order.run_id,
+        parent=order.parent,
+        input=order.input,
+    )
+
+
+def incarnation_of_record(claim: RunClaim, record: RunRecord, definition: RunDefinition) -> Incarnation:
+    """A life that the store knows."""
+    policies = msgspec.msgpack.decode(record.options, type=Policies) if record.options else definition.policies
+    return Incarnation(
+        definition=definition,
+        claim=claim,
+        policies=policies,
+        labels=record.labels,
+        created_at_s=record.created_at_s,
+        root_run_id=record.root_run_id,
+        parent=record.parent,
+        input=None,
+    )
+
+
+def stored_outcome(env: Environment, claim: RunClaim, definition: RunDefinition) -> Outcome | None:
+    """The outcome that the store holds for a run that has ended. Raises RecordCorrupt."""
+    if claim.status is RunStatus.QUARANTINED:
+        return Quarantined(claim.reason)
+    if claim.status not in ENDED:
+        return None
+    data = env.store.load_outcome(claim.run_id)
+    return None if data is None else decode_outcome(data, definition.result_type)
+
+
+def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
+    """For handles of a run that does not run here. Raises RunNotFound for an unreadable or unregistered one, RecordCorrupt."""
+    claim, record = stored.claim, stored.record
+    definition = None if record is None else env.registry.named(record.run_type)
+    if record is None or definition is None:
+        raise RunNotFound(claim.run_id)
+    inc = incarnation_of_record(claim, record, definition)
+    inc.stage = Stage.ENDED
+    ending = Ending(claim.status, stored_outcome(env, claim, definition), claim.reason)
+    inc.letters.close(ended_error(inc.run_id, ending))
+    inc.ending.try_set(ending)
+    return inc
+
+
+def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
+    """What a boot must know of a live run to plan for it. Reads its snapshot and its parent's claim."""
+    claim, record = stored.claim, stored.record
+    definition = None if record is None else env.registry.named(record.run_type)
+    unreadable, snapshot = None, None
+    try:
+        loaded = env.store.load_snapshot(claim.run_id)
+        snapshot = None if loaded is None else loaded.snapshot
+    except RecordCorrupt as error:
+        unreadable = str(error)
+    link = None if record is None else record.parent
+    parent = None if link is None else env.store.load(link.run_id)
+    return BootFacts(
+        claim=claim,
+        run_type=None if record is None else record.run_type,
+        known_schema=None if definition is None else definition.schema_version,
+        snapshot_schema=None if snapshot is None else snapshot.schema_version,
+        waiting=snapshot is not None and snapshot.waiting,
+        unreadable=unreadable,
+        parent=None if parent is None else parent.claim,
+        parent_incarnation=None if link is None else link.incarnation,
+    )
+
+
+def check_resumable(env: Environment, run_id: str, *, from_input: bool) -> tuple[StoredRun, RunRecord, RunDefinition]:
+    """A run that may be resumed by hand. Raises RunNotFound and NotResumable; nothing is changed."""
+    stored = env.store.load(run_id)
+    if stored is None:
+        raise RunNotFound(run_id)
+    claim, record = stored.claim, stored.record
+    if claim.status not in RESUMABLE:
+        msg = f"run {run_id!r} is {claim.status.value}; only stopped, failed and quarantined runs are resumed by hand. Nothing was changed."
+        raise NotResumable(msg)
+    if record is None:
+        msg = f"run {run_id!r}: its start record cannot be read, so not even its type is known. Nothing was changed."
+        raise NotResumable(msg)
+    definition = env.registry.named(record.run_type)
+    if definition is None:
+        msg = f"run {run_id!r} is of type {record.run_type!r}, which is not registered here. Nothing was changed."
+        raise NotResumable(msg)
+    if not from_input:
+        try:
+            env.store.load_snapshot(run_id)
+        except RecordCorrupt as error:
+            msg = (
+                f"run {run_id!r}: no generation of its state can be read ({error}). Nothing was changed; "
+                f"resume({run_id!r}, from_input=True) begins anew."
+            )
+            raise NotResumable(msg) from error
+    return stored, record, definition
