@@ -45,8 +45,8 @@ class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     The run must be there, else MISSING; the snapshot's own (incarnation, epoch) must be the current claim's and that
     claim RUNNING, else FENCED or SETTLED; its seq must be newer than the newest readable generation, else STALE —
     except that the very same (epoch, seq), or the same seq saved by an earlier epoch, is accepted without writing it
-    again: it is there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids whose end this
-    state has taken in: their links leave `children()`.
+    again: it is there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids
+    whose end this state has taken in: their links leave `children()`.
     """
 
     snapshot: Snapshot

@@ -41,8 +41,8 @@ class CheckpointStore(Protocol):
         this returns, what was accepted is durable to the store's profile. When it raises StoreUnavailable (StoreFull
         among them) the outcome is unknown: all of the accepted operations happened or none did, and the same call may
         be made again. Raises RecordTooLarge, InvalidRunId, TypeError (what should be bytes is not) or ValueError (too
-        many labels, a number that fits no frame) before anything is written; the other operations may be committed without
-        it. So does StoreFull where it refuses new incarnations to keep room for those that live.
+        many labels, a number that fits no frame) before anything is written; the other operations may be committed
+        without it. So does StoreFull where it refuses new incarnations to keep room for those that live.
         """
         ...
 

@@ -189,6 +189,17 @@ def test_unreadable_facts_of_the_last_owner_cost_a_check_and_no_more(store_path:
         assert len(store.live()) == 3
 
 
+@pytest.mark.parametrize("executable", ["", "/bin/true", "/bin/false"])
+def test_where_python_is_embedded_a_store_opens_unchecked_after_a_kill(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    filled(store_path)
+    (store_path / "owner.json").unlink()
+    monkeypatch.setattr(sys, "executable", executable)
+    with opened(store_path) as store:
+        assert len(store.live()) == 3
+
+
 # -------------------------------------------------------------------------------------------------------- damaged files
 
 
