@@ -67,7 +67,10 @@ def report_end(run_id: str, ending: Ending) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # until the parent is gone
+    while os.read(
+        0, 4096
+    ):  # until the parent is gone. Not sys.stdin: its lock, held here, would abort the interpreter's exit
+        pass
     os._exit(ORPHANED)
 
 

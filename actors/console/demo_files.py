@@ -34,12 +34,12 @@ def default_folder() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def select(folder: Path) -> Selection:
-    """The text files below a folder, sorted, up to the limits. What cannot be read is passed over."""
+def select(folder: Path, suffix: str = "") -> Selection:
+    """The text files below a folder whose names end so, sorted, up to the limits. What cannot be read is passed over."""
     files: list[str] = []
     size_bytes = 0
     for path in _walk(folder):
-        size = _text_size(path)
+        size = _text_size(path) if path.endswith(suffix) else None
         if size is None:
             continue
         if len(files) == MAX_FILES or size_bytes + size > MAX_BYTES:

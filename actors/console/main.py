@@ -1,0 +1,99 @@
+"""The command `executus`: what it takes, and which command it hands that to.
+
+Exit codes: 0 ok; 1 what was asked for failed or an invariant is broken; 2 usage; 3 the store cannot be read (locked, damaged, missing);
+4 not found; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from executus.actors.console.demo import demo
+from executus.actors.console.failures import CommandFailed, ExitCode, complain
+from executus.actors.console.screen import screen_for
+from executus.stores import ExecutusError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], ExitCode] = arguments.command
+    try:
+        return command(arguments)
+    except ExecutusError as error:
+        return complain(error, as_json=arguments.json)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _demo(arguments: argparse.Namespace) -> ExitCode:
+    screen = screen_for(as_json=arguments.json)
+    summary = demo(arguments.folder, runs=arguments.runs, kills=arguments.kills, keep=arguments.keep, screen=screen)
+    if arguments.json:
+        print(msgspec.json.encode(summary).decode())
+    rows = [
+        ("runs", str(summary.runs)),
+        ("kills (SIGKILL)", str(summary.kills)),
+        ("steps", str(summary.steps)),
+        ("steps kept", str(summary.steps_kept)),
+        ("steps repeated", str(summary.steps_repeated)),
+        ("snapshots lost", str(summary.snapshots_lost)),
+        ("time to recover", f"{summary.recovery_s:.2f} s (slowest of {summary.kills})"),
+        ("results that differ", f"{summary.results_wrong} of {summary.runs}"),
+        ("time altogether", f"{summary.seconds:.1f} s"),
+    ]
+    screen.table((), rows)
+    for problem in summary.problems:
+        screen.say(f"broken: {problem}")
+    if summary.store is not None:
+        screen.say(f"the store is kept; look at it with: executus ps {summary.store}")
+    return ExitCode.OK if summary.ok else ExitCode.FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="executus", description="Durable, supervised runs: watch them survive, look at what is stored."
+    )
+    parser.add_argument("--version", action="version", version=f"executus {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+
+    one = commands.add_parser(
+        "demo", parents=[common], help="kill a daemon full of runs with SIGKILL and watch it finish"
+    )
+    one.add_argument(
+        "folder", type=Path, nargs="?", help="read its text files (default: the standard library's sources)"
+    )
+    one.add_argument("--runs", type=_number(1, 1000), default=100, metavar="N", help="how many runs (default: 100)")
+    one.add_argument("--kills", type=_number(0, 20), default=2, metavar="N", help="how many kills (default: 2)")
+    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
+    one.set_defaults(command=_demo)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("executus")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version: its folders are on the path, it is not installed"
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not from {least} to {most}")
+        return value
+
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
