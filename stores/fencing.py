@@ -28,7 +28,7 @@ class Newest(NamedTuple):
 
 
 def judge_claim(op: Claim, current: RunClaim | None) -> Fit | Refused:
-    """Compare-and-set on the token; a newer epoch wins, the same claim again is a retry."""
+    """Compare-and-set on the token; a newer epoch wins, the same claim again is a retry; an ending does not replace an ending."""
     if current is None:
         return Fit.APPLY if op.expected is None else Refused(Refusal.MISSING)
     if current.token == op.claim.token and current.status is op.claim.status:
@@ -37,6 +37,8 @@ def judge_claim(op: Claim, current: RunClaim | None) -> Fit | Refused:
         return Refused(Refusal.EXISTS, current)
     if current.token != op.expected or op.claim.epoch <= current.epoch:
         return Refused(Refusal.FENCED, current)
+    if op.claim.status in ENDED and current.status in ENDED:
+        return Refused(Refusal.SETTLED, current)
     return Fit.APPLY
 
 

@@ -18,7 +18,8 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     with a terminal status), or the last result of a permanent run. `drop_snapshots` makes the execution begin afresh.
     Refused FENCED when the token there is another one or the epoch is not newer than its, EXISTS when `expected` is
     None and the id is taken, MISSING when it is gone. The same claim once more (a retry after an unknown outcome) is
-    accepted. A new record also drops the run's own link to the parent that its old record named.
+    accepted. A claim that is an ending itself is refused SETTLED where the run has ended already: the first ending
+    stands. A new record also drops the run's own link to the parent that its old record named.
     """
 
     claim: RunClaim

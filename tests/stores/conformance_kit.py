@@ -301,6 +301,13 @@ class Claiming(Conformance):
         assert commit_one(store, save(token, 1)) is Refusal.FENCED
         assert commit_one(store, save(tomb.claim.token, 1)) is Refusal.SETTLED
 
+    def test_a_tombstone_comes_too_late_for_a_run_that_has_ended(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        assert commit_one(store, settled(token, outcome=b"done")) is None
+        tomb = Claim(claim=claim("r", token.epoch + 1, status=RunStatus.KILLED), expected=token, outcome=b"killed")
+        assert commit_one(store, tomb) is Refusal.SETTLED
+        assert store.load_outcome("r") == b"done"
+
     def test_dropping_snapshots_makes_the_execution_begin_afresh(self, store: CheckpointStore) -> None:
         token = begin(store)
         commit_one(store, save(token, 1), save(token, 2))
