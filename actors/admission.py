@@ -1,4 +1,7 @@
-"""The ways into the table: started, spawned, resumed by hand, found at boot. Each commits its claim first, then launches."""
+"""The ways into the table: started, spawned, resumed by hand, found at boot.
+
+Each commits its claim first, then launches.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ from executus.stores import (
 START_PATIENCE_S: Final = 5.0
 """`start` waits so long for a failing store, then raises."""
 RECOVERY_BATCH: Final = 256
-"""Runs claimed in one commit at boot: enough to be cheap, few enough for the first to run while the last are claimed."""
+"""Runs claimed in one commit at boot.
+
+Enough to be cheap, few enough for the first to run while the last are claimed.
+"""
 
 
 class Admission:
@@ -70,7 +76,9 @@ class Admission:
             elif live is not None:
                 self._start_on_live(order, reply, live)
             else:
-                inc = incarnation_of_order(order, first_claim(order, self._desk.epochs.draw(), self._env.clock.wall_s()))
+                inc = incarnation_of_order(
+                    order, first_claim(order, self._desk.epochs.draw(), self._env.clock.wall_s())
+                )
                 self._desk.table[order.run_id] = inc
                 inc.unstarted.append(reply)
                 if inc.durable:
@@ -96,7 +104,9 @@ class Admission:
             if waited_s < START_PATIENCE_S and not isinstance(error, RecordTooLarge):
                 return False
             for inc, _, _ in claims:
-                self._not_started(inc, StartFailed(f"run {inc.run_id!r} was not started, after {waited_s:.1f} s: {error}"), error)
+                self._not_started(
+                    inc, StartFailed(f"run {inc.run_id!r} was not started, after {waited_s:.1f} s: {error}"), error
+                )
             return True
 
         self._desk.commit([claim for _, claim, _ in claims], then, failed=failed)
@@ -140,13 +150,19 @@ class Admission:
             self._not_started(inc, RunExists(order.run_id, status))
             return
         if order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED):
-            self._claim_starts([(inc, Claim(claim=inc.claim, expected=current.token, record=record_of(inc, order)), order)])
+            self._claim_starts(
+                [(inc, Claim(claim=inc.claim, expected=current.token, record=record_of(inc, order)), order)]
+            )
             return
         try:
             stored = self._env.store.load(order.run_id)
             found = None if stored is None else resting_incarnation(self._env, stored)
         except ExecutusError as error:
-            self._not_started(inc, StartFailed(f"run {order.run_id!r} exists and is {status.value}, but cannot be read: {error}"), error)
+            self._not_started(
+                inc,
+                StartFailed(f"run {order.run_id!r} exists and is {status.value}, but cannot be read: {error}"),
+                error,
+            )
             return
         if found is None or found.definition is not order.definition:
             self._not_started(inc, RunExists(order.run_id, status))
@@ -220,7 +236,9 @@ class Admission:
             self._not_started(inc, StartFailed(f"run {run_id!r} was not resumed: {error}"), error)
             return True
 
-        self._desk.commit([Claim(claim=claim, expected=stored.claim.token, drop_snapshots=message.from_input)], then, failed=failed)
+        self._desk.commit(
+            [Claim(claim=claim, expected=stored.claim.token, drop_snapshots=message.from_input)], then, failed=failed
+        )
 
     def _resumed(self, inc: Incarnation) -> None:
         """The claim is committed: now load and go on."""
@@ -229,7 +247,9 @@ class Admission:
             self._family.find(inc)
         except StoreError as error:
             inc.origin = Source.STORE
-            self._life.exited(inc, ExitEvidence(phase=Phase.STARTING, error=ErrorInfo.of(error), causes=tuple(inc.causes)), None)
+            self._life.exited(
+                inc, ExitEvidence(phase=Phase.STARTING, error=ErrorInfo.of(error), causes=tuple(inc.causes)), None
+            )
         else:
             self._life.launch(inc, Source.STORE)
         for reply in taken(inc.unstarted):
@@ -261,7 +281,9 @@ class Admission:
                 batch = []
         if batch:
             self._claim_recovered(batch)
-        self._env.events.emit(RuntimeOpened(boot_epoch=store.boot_epoch, resumed=resumed, parked=parked, quarantined=quarantined))
+        self._env.events.emit(
+            RuntimeOpened(boot_epoch=store.boot_epoch, resumed=resumed, parked=parked, quarantined=quarantined)
+        )
 
     def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Operation]:
         record = stored.record

@@ -41,7 +41,8 @@ class SetAsideAs(msgspec.Struct, frozen=True, tag=True):
 def plan(facts: BootFacts) -> Resume | SetAsideAs:
     """Decide what becomes of a run that was live when the last process ended.
 
-    What cannot be read is quarantined; what this code is too old for is parked; three strikes quarantine; the rest comes back.
+    What cannot be read is quarantined; what this code is too old for is parked; three strikes quarantine; the rest
+    comes back.
     """
     claim = facts.claim
     if facts.unreadable is not None:
@@ -49,17 +50,23 @@ def plan(facts: BootFacts) -> Resume | SetAsideAs:
     if facts.run_type is None:
         return SetAsideAs(RunStatus.QUARANTINED, "its start record cannot be read")
     if facts.known_schema is None:
-        return SetAsideAs(RunStatus.PARKED, f"run type {facts.run_type!r} is not registered; deploy code that has it, or add the name to a run's aliases")
+        return SetAsideAs(
+            RunStatus.PARKED,
+            f"run type {facts.run_type!r} is not registered; deploy code that has it, or add the name to "
+            "a run's aliases",
+        )
     if facts.snapshot_schema is not None and facts.snapshot_schema > facts.known_schema:
         return SetAsideAs(
             RunStatus.PARKED,
-            f"its snapshot has schema {facts.snapshot_schema}, this code knows {facts.known_schema} of {facts.run_type!r}; deploy newer code",
+            f"its snapshot has schema {facts.snapshot_schema}, this code knows {facts.known_schema} of "
+            f"{facts.run_type!r}; deploy newer code",
         )
     strikes = strike(claim.strikes, died_running=claim.status is RunStatus.RUNNING, waiting=facts.waiting)
     if strikes is None:
         return SetAsideAs(
             RunStatus.QUARANTINED,
-            f"the process died {MAX_STRIKES} times in a row while this run was being resumed, before it made durable progress",
+            f"the process died {MAX_STRIKES} times in a row while this run was being resumed, before it "
+            "made durable progress",
         )
     return Resume(strikes, _orphaned_by(facts))
 

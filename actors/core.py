@@ -144,7 +144,7 @@ class Core:
         self.env = Environment(
             clock=self._clock,
             timers=self._timers,
-            rng=random.Random(),  # noqa: S311 - jitter and names, no secrets
+            rng=random.Random(),
             workers=self._pool,
             store_home=self._store_thread,
             async_home=async_home,
@@ -154,7 +154,7 @@ class Core:
             events=self.events,
             registry=self.registry,
             logger=self.logger,
-            pause=lambda seconds, wake: None if wake.wait(seconds) else None,
+            pause=_pause,
             stand_aside=self._pool.stand_aside,
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
@@ -175,7 +175,12 @@ class Core:
         opened.result()
         ready: Promise[None] = Promise()
         self._supervisor = RunSupervisor.start_on(
-            self.env.supervisor_home, self.env, self.port, self.table, ready, on_exit=lambda report: self._supervisor_exited(report, ready)
+            self.env.supervisor_home,
+            self.env,
+            self.port,
+            self.table,
+            ready,
+            on_exit=lambda report: self._supervisor_exited(report, ready),
         )
         ready.result()
 
@@ -189,7 +194,10 @@ class Core:
         )
 
     def _store_exited(self, report: ExitReport, opened: Promise[None]) -> None:
-        """The store actor comes back alone, for as long as the runtime lives: a store that is down fails no running run."""
+        """The store actor comes back alone, for as long as the runtime lives.
+
+        A store that is down fails no running run.
+        """
         if report.error is not None and self._supervisor is None:
             opened.try_fail(report.error)
             return
@@ -340,7 +348,10 @@ class Core:
     def check_process(self) -> None:
         """Raise RuntimeForked in a forked child."""
         if self._pid and os.getpid() != self._pid:
-            msg = "this runtime was opened by the parent process; a forked child opens its own, on its own store. Nothing was done."
+            msg = (
+                "this runtime was opened by the parent process; a forked child opens its own, on its own "
+                "store. Nothing was done."
+            )
             raise RuntimeForked(msg)
 
     # --- orders -------------------------------------------------------------------------------------------------------
@@ -354,7 +365,7 @@ class Core:
     def order(
         self,
         run_class: type[Run[Any, Any, Any]],
-        input: object,  # noqa: A002
+        input: object,
         *,
         run_id: str | None,
         if_exists: IfExists,
@@ -363,7 +374,10 @@ class Core:
         save_policy: SavePolicy | None,
         stop_policy: StopPolicy | None,
     ) -> StartOrder:
-        """Check everything at the door. Raises NotRegistered, InvalidRunId, InvalidInput, ValueError; nothing is started then."""
+        """Check everything at the door.
+
+        Raises NotRegistered, InvalidRunId, InvalidInput, ValueError; nothing is started then.
+        """
         definition = self.registry.of(run_class)
         if if_exists not in {"raise", "return", "replace", "retry_failed"}:
             msg = f"if_exists takes 'raise', 'return', 'replace' or 'retry_failed', not {if_exists!r}"
@@ -417,7 +431,9 @@ class Core:
         return [
             view
             for _, view in sorted(views.items())
-            if (wanted is None or view.status is wanted) and (name is None or view.run_type == name) and _has_label(view, label)
+            if (wanted is None or view.status is wanted)
+            and (name is None or view.run_type == name)
+            and _has_label(view, label)
         ]
 
     def _stored_views(self) -> Iterable[RunView]:
@@ -478,6 +494,10 @@ def _has_label(view: RunView, label: str | None) -> bool:
         return True
     key, equals, value = label.partition("=")
     return view.labels.get(key) == value if equals else key in view.labels
+
+
+def _pause(seconds: float, wake: Promise[None]) -> None:
+    wake.wait(seconds)
 
 
 def stack_of(ident: int | None) -> str:

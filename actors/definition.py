@@ -1,10 +1,17 @@
-"""What registration learns of a run class: names, types, codecs, which callbacks are async. All checks of user types are here."""
+"""What registration learns of a run class: names, types, codecs, which callbacks are async.
+
+All checks of user types are here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import decimal
 import inspect
+import types as pytypes
 import typing
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
@@ -68,7 +75,9 @@ class RunDefinition:
             if getattr(run_class, name) is getattr(Run, name):
                 raise InvalidRunType(self.name, f"it defines no {name}()")
         if not 1 <= self.schema_version < 1 << 31:
-            raise InvalidRunType(self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}")
+            raise InvalidRunType(
+                self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}"
+            )
         self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
 
         input_type, state_type, self.result_type = _type_arguments(run_class, self.name)
@@ -79,7 +88,11 @@ class RunDefinition:
         state_info = types.type_info(state_type)
         self._classes = _classes(state_info)
         if not self._classes or type(None) in self._classes:
-            raise InvalidRunType(self.name, "State must name its type, and not admit None or Any: a callback that forgot its return could not be told from one that meant it")
+            raise InvalidRunType(
+                self.name,
+                "State must name its type, and not admit None or Any: a callback that forgot its return "
+                "could not be told from one that meant it",
+            )
         self.immutable = _is_immutable(state_info, set())
         self._message_classes: frozenset[type] = frozenset()
         if self.message_type is not None:
@@ -100,7 +113,10 @@ class RunDefinition:
             msg = f"run type {self.name!r}: the input does not fit: {safe_text(error)}. Nothing was started."
             raise InvalidInput(msg) from error
         if len(data) > MAX_RECORD_BYTES - 65_536:  # leaves room for the rest of the record
-            msg = f"run type {self.name!r}: the input takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}. Nothing was started."
+            msg = (
+                f"run type {self.name!r}: the input takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}. "
+                "Nothing was started."
+            )
             raise InvalidInput(msg)
         return data
 
@@ -115,7 +131,11 @@ class RunDefinition:
         if type(state) not in self._classes:
             wanted = " | ".join(sorted(kind.__name__ for kind in self._classes))
             hint = "did it forget its return?" if state is None else "a subclass would come back as its base"
-            hint = hint if state is None or isinstance(state, tuple(self._classes)) else "return the next state, Wait(state) or Done(result)"
+            hint = (
+                hint
+                if state is None or isinstance(state, tuple(self._classes))
+                else "return the next state, Wait(state) or Done(result)"
+            )
             msg = f"{self.name}.{callback} returned {type(state).__name__}, declared is {wanted}: {hint}"
             raise WrongReturn(msg)
 
@@ -152,7 +172,10 @@ class RunDefinition:
             raise InvalidMessage(msg)
         if self._message_classes and type(message) not in self._message_classes:
             wanted = " | ".join(sorted(kind.__name__ for kind in self._message_classes))
-            msg = f"run type {self.name!r}: receive takes {wanted}, not {type(message).__name__}. The message was not delivered."
+            msg = (
+                f"run type {self.name!r}: receive takes {wanted}, not {type(message).__name__}. The message "
+                "was not delivered."
+            )
             raise InvalidMessage(msg)
 
 
@@ -176,7 +199,11 @@ class Registry:
             definition = RunDefinition(make, defaults)
             for name in (definition.name, *definition.aliases):
                 if name in self._by_name:
-                    raise InvalidRunType(name, f"two run types carry this name: {self._by_name[name].run_class!r} and {definition.run_class!r}; set run_type")
+                    raise InvalidRunType(
+                        name,
+                        f"two run types carry this name: {self._by_name[name].run_class!r} and "
+                        f"{definition.run_class!r}; set run_type",
+                    )
                 self._by_name[name] = definition
             self._by_class[definition.run_class] = definition
 
@@ -193,12 +220,16 @@ class Registry:
         if definition is None:
             name = getattr(run_class, "__name__", repr(run_class))
             known = ", ".join(sorted(self._by_name)) or "none"
-            msg = f"{name} is not registered with this runtime; known are: {known}. Add it to runs=[...]. Nothing was started."
+            msg = (
+                f"{name} is not registered with this runtime; known are: {known}. Add it to runs=[...]. "
+                "Nothing was started."
+            )
             raise NotRegistered(msg)
         return definition
 
 
-# --- reading a user's types --------------------------------------------------------------------------------------------
+# --- reading a user's types
+# --------------------------------------------------------------------------------------------
 
 
 def _run_class(make: Any) -> type[Run[Any, Any, Any]]:
@@ -209,7 +240,9 @@ def _run_class(make: Any) -> type[Run[Any, Any, Any]]:
         if found is None and callable(make):
             found = type(make())  # a plain zero-argument callable: one instance tells its class
     if not (isinstance(found, type) and issubclass(found, Run)):
-        raise InvalidRunType(safe_text(make), "runs=[...] takes Run classes, Factory(RunClass, …) or callables that return a Run")
+        raise InvalidRunType(
+            safe_text(make), "runs=[...] takes Run classes, Factory(RunClass, …) or callables that return a Run"
+        )
     return found
 
 
@@ -250,15 +283,22 @@ def _message_type(run_class: type[Run[Any, Any, Any]], name: str) -> Any:
     try:
         hints = typing.get_type_hints(function)
     except NameError as error:
-        raise InvalidRunType(name, f"receive's annotations cannot be resolved: {error}. Define message types at module level") from error
+        raise InvalidRunType(
+            name, f"receive's annotations cannot be resolved: {error}. Define message types at module level"
+        ) from error
     annotation = hints.get(parameters[2].name)
     if annotation is None:
-        raise InvalidRunType(name, f"annotate receive's {parameters[2].name!r} with the messages it takes, for example Approve | Reject")
+        raise InvalidRunType(
+            name, f"annotate receive's {parameters[2].name!r} with the messages it takes, for example Approve | Reject"
+        )
     return without_own(annotation)
 
 
 def without_own(annotation: Any) -> Any:
-    """The user's own members of a message annotation; the runtime's (WaitExpired, ChildEnded) are delivered apart from them."""
+    """The user's own members of a message annotation.
+
+    The runtime's (WaitExpired, ChildEnded) are delivered apart from them.
+    """
     members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     users = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
     if not users:
@@ -267,13 +307,14 @@ def without_own(annotation: Any) -> Any:
 
 
 def _is_union(annotation: Any) -> bool:
-    import types as pytypes
-
     return typing.get_origin(annotation) in {typing.Union, pytypes.UnionType}
 
 
 def _decoder(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
-    """A decoder for a user's type, after checks that msgspec makes late or not at all. Raises InvalidRunType with advice."""
+    """A decoder for a user's type, after checks that msgspec makes late or not at all.
+
+    Raises InvalidRunType with advice.
+    """
     try:
         info = types.type_info(kind)
         decoder = msgspec.msgpack.Decoder(kind)
@@ -286,7 +327,8 @@ def _decoder(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
     if unknown is not None:
         raise InvalidRunType(
             name,
-            f"{what} holds {unknown.__module__}.{unknown.__qualname__}, which cannot be stored. Use msgspec Structs, dataclasses, "
+            f"{what} holds {unknown.__module__}.{unknown.__qualname__}, which cannot be stored. Use "
+            "msgspec Structs, dataclasses, "
             "enums, containers and scalars; pass live resources through Factory(...)",
         )
     return decoder
@@ -344,7 +386,10 @@ _MUTABLE: Final = (
 
 
 def _is_immutable(info: types.Type, seen: set[Any]) -> bool:
-    """Whether no value of this type can change: frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down."""
+    """Whether no value of this type can change.
+
+    Frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down.
+    """
     if isinstance(info, _MUTABLE):
         return False
     if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:
@@ -391,7 +436,14 @@ def _classes(info: types.Type) -> frozenset[type]:
             return frozenset({float, int})  # 1 is a float to everybody but the interpreter
         case types.LiteralType():
             return frozenset(type(v) for v in info.values)
-        case types.DateTimeType() | types.DateType() | types.TimeType() | types.TimeDeltaType() | types.UUIDType() | types.DecimalType():
+        case (
+            types.DateTimeType()
+            | types.DateType()
+            | types.TimeType()
+            | types.TimeDeltaType()
+            | types.UUIDType()
+            | types.DecimalType()
+        ):
             return _library_class(info)
         case _:
             kind = _SCALARS.get(type(info))
@@ -399,10 +451,6 @@ def _classes(info: types.Type) -> frozenset[type]:
 
 
 def _library_class(info: types.Type) -> frozenset[type]:
-    import datetime as dt
-    import decimal
-    import uuid
-
     named = {
         types.DateTimeType: dt.datetime,
         types.DateType: dt.date,

@@ -1,4 +1,7 @@
-"""What the run supervisor and its parts share: table, epochs, commits under way, timers. Touched by the supervisor's thread alone."""
+"""What the run supervisor and its parts share: table, epochs, commits under way, timers.
+
+Touched by the supervisor's thread alone.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,9 @@ class _Pending:
 class Desk:
     """The supervisor's own working memory. `tell_self` tells the supervisor; `port` is where the store actor is."""
 
-    def __init__(self, env: Environment, port: StorePort, table: dict[str, Incarnation], tell_self: Callable[[object], None]) -> None:
+    def __init__(
+        self, env: Environment, port: StorePort, table: dict[str, Incarnation], tell_self: Callable[[object], None]
+    ) -> None:
         self.env = env
         self.port = port
         self.table = table
@@ -95,8 +100,9 @@ class Desk:
     ) -> None:
         """Have the store actor commit; `then` gets the verdicts.
 
-        `failed` is called at each failure and says whether to give up; without it, or while it says no, the same operations are sent
-        again, which is right because the outcome of a failed commit is unknown and every operation is idempotent under its token.
+        `failed` is called at each failure and says whether to give up; without it, or while it says no, the same
+        operations are sent again, which is right because the outcome of a failed commit is unknown and every
+        operation is idempotent under its token.
         """
         tag = next(self._tags)
         self._pending[tag] = _Pending(tuple(operations), then, failed, final)
@@ -164,7 +170,13 @@ class Desk:
     def emit(self, kind: type[RunEvent], inc: Incarnation, **facts: Any) -> None:
         """Emit a run's event."""
         self.env.events.emit(
-            kind(run_id=inc.run_id, run_type=inc.definition.name, attempt=inc.claim.attempt, epoch=inc.claim.epoch, **facts)
+            kind(
+                run_id=inc.run_id,
+                run_type=inc.definition.name,
+                attempt=inc.claim.attempt,
+                epoch=inc.claim.epoch,
+                **facts,
+            )
         )
 
 

@@ -38,8 +38,9 @@ class EpochCounter:
 class Environment:
     """The edges of one runtime, injected, so that the whole of it runs under a seeded scheduler with virtual time.
 
-    `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are the turns of
-    async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it gets the GIL at once.
+    `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are
+    the turns of async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it
+    gets the GIL at once.
     """
 
     clock: Clock

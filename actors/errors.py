@@ -23,7 +23,9 @@ class MailboxFull(ActorError):
 
     def __init__(self, who: str, limit: int) -> None:
         self.limit = limit
-        super().__init__(f"the mailbox of {who} holds {limit} messages, its limit; this one was not taken. Tell it again later.")
+        super().__init__(
+            f"the mailbox of {who} holds {limit} messages, its limit; this one was not taken. Tell it again later."
+        )
 
 
 class MailboxClosed(ActorError):
@@ -35,7 +37,10 @@ class AskCycle(ActorError):
 
 
 class RuntimeForked(ExecutusError):
-    """Used in a forked child. Threads and store belong to the parent; a child opens its own runtime on its own store."""
+    """Used in a forked child.
+
+    Threads and store belong to the parent; a child opens its own runtime on its own store.
+    """
 
 
 # --- registration and the door ----------------------------------------------------------------------------------------
@@ -66,7 +71,8 @@ class BlockingCallOnLoop(ExecutusError):
 
     def __init__(self, verb: str, twin: str) -> None:
         super().__init__(
-            f"{verb} would block this thread's running event loop. Use {twin}, or call it from a thread (asyncio.to_thread)."
+            f"{verb} would block this thread's running event loop. Use {twin}, or call it from a thread "
+            "(asyncio.to_thread)."
         )
 
 
@@ -142,7 +148,10 @@ class RunTimedOut(RunUnsuccessful):
 
 
 class RunInterrupted(ExecutusError):
-    """The run is suspended, stopped or parked: it has no outcome now. It may go on later, in this process or at the next boot."""
+    """The run is suspended, stopped or parked: it has no outcome now.
+
+    It may go on later, in this process or at the next boot.
+    """
 
     def __init__(self, run_id: str, status: RunStatus, reason: str = "") -> None:
         self.run_id = run_id

@@ -1,7 +1,11 @@
-"""The event catalogue, the bus that carries it, and its structlog adapter. A subscriber or log sink that raises harms no run."""
+"""The event catalogue, the bus that carries it, and its structlog adapter.
+
+A subscriber or log sink that raises harms no run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -70,14 +74,20 @@ class RunSettled(RunEvent, frozen=True, kw_only=True, tag=True):
 
 
 class RunHung(RunEvent, frozen=True, kw_only=True, tag=True):
-    """A callback went on without heartbeat for longer than idle_timeout_s. `stack` is its thread's, where it has one."""
+    """A callback went on without heartbeat for longer than idle_timeout_s.
+
+    `stack` is its thread's, where it has one.
+    """
 
     idle_s: float
     stack: str
 
 
 class RunUnstopped(RunEvent, frozen=True, kw_only=True, tag=True):
-    """A callback did not return within the grace. It was fenced and given up on; its thread is leaked until it returns."""
+    """A callback did not return within the grace.
+
+    It was fenced and given up on; its thread is leaked until it returns.
+    """
 
     stack: str
     leaked_threads: int
@@ -160,7 +170,10 @@ SEVERITY: Final[dict[type[Event], str]] = {
     SnapshotSaved: "debug",
     RunProgressed: "debug",
 }
-"""Everything else is 'info'. RunSettled is a warning for failed, quarantined and parked runs, RunRestored when it fell back."""
+"""Everything else is 'info'.
+
+RunSettled is a warning for failed, quarantined and parked runs, RunRestored when it fell back.
+"""
 
 
 def severity(event: Event) -> str:
@@ -178,7 +191,8 @@ Subscriber = Callable[[Event], None]
 class EventBus:
     """Carries events to subscribers, on the thread on which they happen. Subscribers must be short.
 
-    The tuple of subscribers is replaced, never changed, so that `emit` reads it without a lock: it sees the old or the new one whole.
+    The tuple of subscribers is replaced, never changed, so that `emit` reads it without a lock: it sees the old or
+    the new one whole.
     """
 
     def __init__(self) -> None:
@@ -216,14 +230,16 @@ _reported: set[str] = set()
 
 
 def _report_failure(subscriber: Subscriber, error: BaseException) -> None:
-    kind = f"{safe_text(getattr(subscriber, '__qualname__', type(subscriber).__qualname__))} raised {type(error).__name__}"
+    kind = (
+        f"{safe_text(getattr(subscriber, '__qualname__', type(subscriber).__qualname__))} raised {type(error).__name__}"
+    )
     if kind in _reported:
         return
     _reported.add(kind)
-    try:
-        logging.getLogger("executus").error("event subscriber %s: %s; runs are unaffected, reported once", kind, safe_text(error))
-    except BaseException:  # noqa: BLE001, S110 - the log sink itself is what raises
-        pass
+    with contextlib.suppress(BaseException):  # the log sink itself is what raises
+        logging.getLogger("executus").error(
+            "event subscriber %s: %s; runs are unaffected, reported once", kind, safe_text(error)
+        )
 
 
 def log_events(logger: Any) -> Subscriber:
@@ -243,7 +259,7 @@ def _plain(value: object) -> object:
 
 
 def default_logger() -> Any:
-    """structlog as the host has configured it; where it has not, the standard library's logger "executus", unconfigured.
+    """structlog as the host has configured it; else the standard library's logger "executus", unconfigured.
 
     structlog's own default prints everything to stdout, which a library must not do unasked.
     """
@@ -251,7 +267,10 @@ def default_logger() -> Any:
         return structlog.get_logger("executus")
     return structlog.wrap_logger(
         logging.getLogger("executus"),
-        processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer(key_order=["event", "run_id"])],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.KeyValueRenderer(key_order=["event", "run_id"]),
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )

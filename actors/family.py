@@ -22,7 +22,10 @@ class Family:
         self._end_run = end_run
 
     def adopt(self, parent: Incarnation, key: str, child: Incarnation) -> bool:
-        """Note a child with its parent. False when its id is held by an earlier life's child, or by a run that is nobody's."""
+        """Note a child with its parent.
+
+        False when its id is held by an earlier life's child, or by a run that is nobody's.
+        """
         if not _is_child_of(child, parent):
             return False
         parent.children[key] = child.run_id
@@ -44,12 +47,17 @@ class Family:
             if child is not None and child.parent is not None and _is_child_of(child, inc):
                 by = f"parent {inc.run_id!r}"
                 cause: Cause = (
-                    KillRequested(by, "its parent ended") if child.parent.on_parent_end == "kill" else CancelRequested(by, "its parent ended")
+                    KillRequested(by, "its parent ended")
+                    if child.parent.on_parent_end == "kill"
+                    else CancelRequested(by, "its parent ended")
                 )
                 self._end_run(EndRun(child.run_id, child.incarnation, cause, Promise()))
 
     def find(self, inc: Incarnation) -> None:
-        """Derive from the store which children a resumed parent has, and which ends it has not taken in yet. Raises StoreError."""
+        """Derive from the store which children a resumed parent has, and which ends it has not taken in yet.
+
+        Raises StoreError.
+        """
         store = self._desk.env.store
         for child_run_id, link in store.children(inc.run_id):
             if link.incarnation != inc.incarnation:
@@ -64,7 +72,10 @@ class Family:
 
 
 def _is_child_of(child: Incarnation, parent: Incarnation) -> bool:
-    return child.parent is not None and (child.parent.run_id, child.parent.incarnation) == (parent.run_id, parent.incarnation)
+    return child.parent is not None and (child.parent.run_id, child.parent.incarnation) == (
+        parent.run_id,
+        parent.incarnation,
+    )
 
 
 def _deliver(parent: Incarnation, key: str, child_run_id: str, outcome: Outcome) -> None:

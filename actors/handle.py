@@ -39,7 +39,10 @@ class _Handle(Generic[R]):
         return self._inc.run_id
 
     def status(self) -> RunView:
-        """Where the run stands now. `seq` counts completed callbacks; those up to `durable_seq` survive a crash right now."""
+        """Where the run stands now.
+
+        `seq` counts completed callbacks; those up to `durable_seq` survive a crash right now.
+        """
         return self._current().view()
 
     def tell(self, message: object) -> None:
@@ -52,7 +55,7 @@ class _Handle(Generic[R]):
         inc.put(Letter(message))
 
     def monitor(self, callback: Callable[[Ending], object]) -> None:
-        """Call `callback(ending)` once, when the run has ended or rests (suspended, stopped); at once if it has already.
+        """Call `callback(ending)` once, when the run has ended or rests (suspended, stopped); at once if it has.
 
         On the thread that ends it; keep it short. What it raises is contained.
         """
@@ -119,11 +122,18 @@ class _Handle(Generic[R]):
 
 
 def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promise[Any]) -> None:
-    """Run `query` on the last completed state: on a worker, or on the loop if it is async. Never on the thread that asked."""
+    """Run `query` on the last completed state: on a worker, or on the loop if it is async.
+
+    Never on the thread that asked.
+    """
     slot = inc.slot
     published = None if slot is None else slot.published
     if published is None:
-        answer.try_fail(ended_error(inc.run_id, inc.ending.result(0)) if inc.ending.done() else ExecutusError(f"run {inc.run_id!r} has no state yet"))
+        answer.try_fail(
+            ended_error(inc.run_id, inc.ending.result(0))
+            if inc.ending.done()
+            else ExecutusError(f"run {inc.run_id!r} has no state yet")
+        )
         return
     run = inc.run if inc.run is not None else inc.definition.make()
     state = inc.definition.decode_state(published.state) if published.encoded else published.state
@@ -169,8 +179,8 @@ class RunHandle(_Handle[R]):
     def result(self, timeout_s: float | None = None) -> R:
         """Wait for the result.
 
-        Raises RunFailed, RunKilled, RunCancelled, RunTimedOut or RunQuarantined for the other endings, RunInterrupted for a run
-        that is suspended, stopped or parked, and WaitTimeout, after which the run goes on.
+        Raises RunFailed, RunKilled, RunCancelled, RunTimedOut or RunQuarantined for the other endings, RunInterrupted
+        for a run that is suspended, stopped or parked, and WaitTimeout, after which the run goes on.
         """
         refuse_on_loop("RunHandle.result()", "await handle")
         inc = self._current()
@@ -185,7 +195,8 @@ class RunHandle(_Handle[R]):
     def ask(self, message: object, timeout_s: float | None = None) -> Any:
         """Put a message into the mailbox and wait for its Reply.
 
-        Raises NoReply, RunCrashed when the run crashed with it in hand, RunEnded, RunInterrupted, WaitTimeout, and what tell raises.
+        Raises NoReply, RunCrashed when the run crashed with it in hand, RunEnded, RunInterrupted, WaitTimeout, and
+        what tell raises.
         """
         refuse_on_loop("RunHandle.ask()", "await AsyncRunHandle.ask()")
         return self._ask(message).result(timeout_s)
@@ -211,7 +222,10 @@ class RunHandle(_Handle[R]):
         self._end(CancelRequested(by, reason)).result(timeout_s)
 
     def kill(self, reason: str = "", *, by: str = "handle", timeout_s: float | None = None) -> None:
-        """End it for good, without `stopping`: the tombstone is committed first, so that no reboot resurrects it. Returns when it has ended."""
+        """End it for good, without `stopping`: the tombstone is committed first, so that no reboot resurrects it.
+
+        Returns when it has ended.
+        """
         refuse_on_loop("RunHandle.kill()", "await AsyncRunHandle.kill()")
         self._end(KillRequested(by, reason)).result(timeout_s)
 

@@ -58,7 +58,10 @@ def tell_if_alive(ref: ActorRef[Any], message: object, *, control: bool = False)
 
 
 class Letter:
-    """A message in a run's mailbox. `answer` is the asker's promise; `own` marks the runtime's own messages, exempt from the limit."""
+    """A message in a run's mailbox.
+
+    `answer` is the asker's promise; `own` marks the runtime's own messages, exempt from the limit.
+    """
 
     __slots__ = ("answer", "message", "own")
 
@@ -76,8 +79,8 @@ class Letter:
 class Letters:
     """The mailbox of an incarnation: bounded, in order, handed from attempt to attempt.
 
-    Tellers and the closing supervisor take the lock, so that nothing gets in after the close; the attempt takes from the left without
-    it, because popleft is atomic and it is the only one that takes while it lives.
+    Tellers and the closing supervisor take the lock, so that nothing gets in after the close; the attempt takes from
+    the left without it, because popleft is atomic and it is the only one that takes while it lives.
     """
 
     __slots__ = ("_closed_with", "_lock", "_queue", "limit", "who")
@@ -122,7 +125,10 @@ class Letters:
             return None
 
     def close(self, error: ExecutusError) -> int:
-        """Refuse everything from now on with `error`, and tell the askers of what was queued. Returns how many letters were lost."""
+        """Refuse everything from now on with `error`, and tell the askers of what was queued.
+
+        Returns how many letters were lost.
+        """
         with self._lock:
             self._closed_with = error
             leftovers, self._queue = self._queue, deque()
@@ -186,10 +192,11 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Incarnation:
-    """One life of an id. The supervisor owns it and writes it; handles read single fields, which are always whole values.
+    """One life of an id. The supervisor writes it; handles read single fields, which are always whole values.
 
-    `letters` and `ending` are safe on any thread. `idle` is the attempt's word that it looks at its letters only when told to:
-    it writes `idle = True`, then looks once more; a teller puts its letter, then reads `idle`. So one of the two sees the other.
+    `letters` and `ending` are safe on any thread. `idle` is the attempt's word that it looks at its letters only when
+    told to: it writes `idle = True`, then looks once more; a teller puts its letter, then reads `idle`. So one of the
+    two sees the other.
     """
 
     __slots__ = (
@@ -238,7 +245,7 @@ class Incarnation:
         created_at_s: float,
         root_run_id: str,
         parent: ParentLink | None,
-        input: bytes | None,  # noqa: A002
+        input: bytes | None,
     ) -> None:
         self.run_id = claim.run_id
         self.incarnation = claim.incarnation
@@ -270,11 +277,17 @@ class Incarnation:
         self.restored_seq = 0
         self.unstarted: list[Promise[Incarnation]] = []
         self.origin: Any = None
-        """Where an attempt gets its state while there is none in memory: from the input, or from the store for a resumed run."""
+        """Where an attempt gets its state while there is none in memory.
+
+        From the input, or from the store for a resumed run.
+        """
         self.cut = False
         """Whether the grace is over and the async callback was cancelled."""
         self.waiting_for_begin: deque[Callable[[ExecutusError | None], None]] = deque()
-        """Queries that came before the first state. Whoever appends looks at the slot once more; append and popleft are atomic."""
+        """Queries that came before the first state.
+
+        Whoever appends looks at the slot once more; append and popleft are atomic.
+        """
 
     @property
     def durable(self) -> bool:
@@ -355,10 +368,18 @@ def result_of(run_id: str, ending: Ending) -> Any:
         case Completed(result):
             return result
         case Failed(error, phase, restarts) as outcome:
-            text = f"run {run_id!r} failed in {phase.value} after {restarts} restarts: {error}. Its last snapshot is kept; resume({run_id!r}) continues from it."
+            text = (
+                f"run {run_id!r} failed in {phase.value} after {restarts} restarts: {error}. Its last "
+                f"snapshot is kept; resume({run_id!r}) continues from it."
+            )
             raise RunFailed(run_id, outcome, f"{text}\n{error.traceback}" if error.traceback else text)
         case Quarantined(reason) as outcome:
-            raise RunQuarantined(run_id, outcome, f"run {run_id!r} is quarantined: {reason}. Nothing of it was deleted; resume({run_id!r}) tries it by hand.")
+            raise RunQuarantined(
+                run_id,
+                outcome,
+                f"run {run_id!r} is quarantined: {reason}. Nothing of it was deleted; resume({run_id!r}) "
+                "tries it by hand.",
+            )
         case Killed(by, reason) as outcome:
             raise RunKilled(run_id, outcome, f"run {run_id!r} was killed by {by}: {reason}")
         case Cancelled(by, reason) as outcome:

@@ -1,4 +1,7 @@
-"""Ending runs from outside: stop, cancel, kill, time-outs, stalls, the drain. Records the cause first, then asks, then insists."""
+"""Ending runs from outside: stop, cancel, kill, time-outs, stalls, the drain.
+
+Records the cause first, then asks, then insists.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ class Interruption:
             self.interrupt(inc, order.cause)
 
     def interrupt(self, inc: Incarnation, cause: Cause) -> None:
-        """Record why it shall end, and ask it to. A run that is backing off has nothing to be asked: it settles at once."""
+        """Record why it shall end, and ask it to.
+
+        A run that is backing off has nothing to be asked: it settles at once.
+        """
         inc.causes.append(cause)
         inc.interrupted.try_set(None)
         match inc.stage:
@@ -119,7 +125,8 @@ class Interruption:
     def _kill(self, inc: Incarnation, cause: KillRequested) -> None:
         """Commit the tombstone, then signal: no reboot resurrects the run, and whatever it still writes is refused.
 
-        Where the store does not take it within the grace, the run is fenced in memory and signalled; the tombstone is retried.
+        Where the store does not take it within the grace, the run is fenced in memory and signalled; the tombstone is
+        retried.
         """
         if inc.killed_by is not None or inc.stage is Stage.ENDED:
             return
@@ -131,7 +138,9 @@ class Interruption:
         self._commit_tombstone(inc, cause, inc.claim.token)
 
     def _commit_tombstone(self, inc: Incarnation, cause: KillRequested, expected: Token) -> None:
-        tombstone = ending_claim(inc.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), RunStatus.KILLED, cause.reason)
+        tombstone = ending_claim(
+            inc.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), RunStatus.KILLED, cause.reason
+        )
 
         def then(verdicts: Verdicts) -> None:
             if inc.stage is Stage.ENDED:
@@ -140,12 +149,15 @@ class Interruption:
                 case Accepted():
                     self._signal_kill(inc, cause)
                 case Refused(Refusal.FENCED, current) if current is not None and current.status is RunStatus.RUNNING:
-                    # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is there, then.
+                    # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
+                    # there, then.
                     self._commit_tombstone(inc, cause, current.token)
                 case Refused():
                     inc.killed_by = None  # it ended by itself first: that ending stands
 
-        self._desk.commit([Claim(claim=tombstone, expected=expected, outcome=encode_outcome(Killed(cause.by, cause.reason)))], then)
+        self._desk.commit(
+            [Claim(claim=tombstone, expected=expected, outcome=encode_outcome(Killed(cause.by, cause.reason)))], then
+        )
 
     def tombstone_late(self, inc: Incarnation) -> None:
         """The store has not taken the tombstone within the grace."""
@@ -194,7 +206,9 @@ class Interruption:
             order.reply.try_fail(error)
             return True
 
-        self._desk.commit([Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed)
+        self._desk.commit(
+            [Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed
+        )
 
     # --- stalls -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +231,13 @@ class Interruption:
             if idle_s is None:
                 continue
             watched = True
-            if inc.stage is Stage.RUNNING and inc.attempt_ref is not None and not inc.causes and beat_s is not None and now_s - beat_s > idle_s:
+            if (
+                inc.stage is Stage.RUNNING
+                and inc.attempt_ref is not None
+                and not inc.causes
+                and beat_s is not None
+                and now_s - beat_s > idle_s
+            ):
                 stack = self._give_up_on(inc)
                 self._desk.emit(RunHung, inc, idle_s=now_s - beat_s, stack=stack)
         if watched and self._sweep_every_s is not None:

@@ -1,4 +1,7 @@
-"""What our own actors tell each other: orders are verbs, reports past participles. Data, and at most a promise to answer."""
+"""What our own actors tell each other: orders are verbs, reports past participles.
+
+Data, and at most a promise to answer.
+"""
 
 from __future__ import annotations
 

@@ -30,8 +30,11 @@ class Phase(enum.StrEnum):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """An exception as data: qualified type, text, traceback without local variables (they leak secrets), and `mro`, the
-    qualified names of its classes, so that a policy can match it without the object."""
+    """An exception as data.
+
+    `type` is qualified, `message` escaped, `traceback` without local variables (they leak secrets), and `mro` holds the
+    qualified names of its classes, so that a policy can match it without the object.
+    """
 
     type: str
     message: str
@@ -195,7 +198,9 @@ class ExitEvidence(msgspec.Struct, frozen=True, kw_only=True):
     incompatible: str | None = None
 
 
-NO_REASON: Final = ErrorInfo(type="executus.UnexplainedExit", message="the attempt ended without result, error or request")
+NO_REASON: Final = ErrorInfo(
+    type="executus.UnexplainedExit", message="the attempt ended without result, error or request"
+)
 
 
 def classify(evidence: ExitEvidence) -> Exit:

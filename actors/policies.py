@@ -1,4 +1,7 @@
-"""Policies: how a run is restarted, saved and stopped. `decide` says what follows an Exit. Pure; clocks and chance come in."""
+"""Policies: how a run is restarted, saved and stopped.
+
+`decide` says what follows an Exit. Pure; clocks and chance come in.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(msg)
 
     def delay_s(self, restarts: int, roll: float = 0.5) -> float:
-        """The delay before restart number `restarts` (0 is the first). `roll` from 0 to 1 places it within the jitter; 0.5 is the middle."""
+        """The delay before restart number `restarts` (0 is the first).
+
+        `roll` from 0 to 1 places it within the jitter; 0.5 is the middle.
+        """
         exponent = min(restarts, 1_000)  # keeps the power finite; by then max_s holds for any factor worth the name
         try:
             plain = min(self.initial_s * self.factor**exponent, self.max_s)
@@ -62,8 +68,8 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which ends are followed by a restart, and how many within `within_s` seconds are too many.
 
-    `transient` restarts after crashes, `permanent` after normal ends as well, `temporary` never. `fatal` names exception
-    classes (or their qualified names) that end the run at once.
+    `transient` restarts after crashes, `permanent` after normal ends as well, `temporary` never. `fatal` names
+    exception classes (or their qualified names) that end the run at once.
     """
 
     kind: Literal["transient", "permanent", "temporary"] = "transient"
@@ -93,8 +99,9 @@ Durability = Literal["sync", "async", "exit", "none"]
 class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a run's state goes to the store.
 
-    `async`: every `every_s` seconds (1.0 unless told) or `every_steps` steps, whichever is first. `sync`: after every step, waited
-    for; an interval beside it is an error. `exit`: when the run stops. `none`: never, it leaves no trace on disk.
+    `async`: every `every_s` seconds (1.0 unless told) or `every_steps` steps, whichever is first. `sync`: after every
+    step, waited for; an interval beside it is an error. `exit`: when the run stops. `none`: never, it leaves no trace
+    on disk.
     """
 
     every_s: float | None = None
@@ -119,9 +126,9 @@ class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StopPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a run is ended from outside.
 
-    `grace_s` is what a step and `stopping` get before they are given up on. `run_timeout_s` bounds the whole incarnation, downtime
-    included. `idle_timeout_s` bounds one callback without a heartbeat; waiting is exempt. `result_grace_s` is how long a result
-    waits for its commit before it is reported as not durable.
+    `grace_s` is what a step and `stopping` get before they are given up on. `run_timeout_s` bounds the whole
+    incarnation, downtime included. `idle_timeout_s` bounds one callback without a heartbeat; waiting is exempt.
+    `result_grace_s` is how long a result waits for its commit before it is reported as not durable.
     """
 
     grace_s: float = 5.0
@@ -161,7 +168,10 @@ class RestartHistory(msgspec.Struct, frozen=True):
 
 
 class Restart(msgspec.Struct, frozen=True, tag=True):
-    """Run it again: from its last completed step, or `afresh` from its input. `restarts` in the window so far choose the backoff."""
+    """Run it again: from its last completed step, or `afresh` from its input.
+
+    `restarts` in the window so far choose the backoff.
+    """
 
     restarts: int
     afresh: bool = False

@@ -1,4 +1,7 @@
-"""What a user writes: a `Run` is a behaviour, functions that take a state and return what comes next. Pure but for the context."""
+"""What a user writes: a `Run` is a behaviour, functions that take a state and return what comes next.
+
+Pure but for the context.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ class WaitExpired(msgspec.Struct, frozen=True, tag="executus.WaitExpired"):
 
 
 class ChildEnded(msgspec.Struct, frozen=True, tag="executus.ChildEnded"):
-    """A child has ended. The runtime's own message to `receive`; comes again after a crash until a snapshot has taken it in."""
+    """A child has ended.
+
+    The runtime's own message to `receive`; comes again after a crash until a snapshot has taken it in.
+    """
 
     key: str
     run_id: str
@@ -88,7 +94,10 @@ class RunContext(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The fencing token: greater than that of every earlier attempt in this store. Hand it to systems that can fence."""
+        """The fencing token: greater than that of every earlier attempt in this store.
+
+        Hand it to systems that can fence.
+        """
         ...
 
     @property
@@ -137,19 +146,24 @@ class RunContext(Protocol):
         ...
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        """Sleep, or return early once the run is asked to end. In `async def` callbacks await it; elsewhere it blocks the thread."""
+        """Sleep, or return early once the run is asked to end.
+
+        In `async def` callbacks await it; elsewhere it blocks the thread.
+        """
         ...
 
     def spawn(
         self,
         run_class: type[Run[I, Any, Any]],
-        input: I,  # noqa: A002
+        input: I,
         *,
         key: str,
         on_parent_end: Literal["cancel", "kill"] = "cancel",
         labels: Mapping[str, str] | None = None,
     ) -> ChildRef:
-        """Start a child run, or find the one spawned under this key before. It is durable before this callback counts as completed.
+        """Start a child run, or find the one spawned under this key before.
+
+        It is durable before this callback counts as completed.
 
         Raises NotRegistered, InvalidInput and InvalidRunId at once. A store that cannot take it crashes the callback.
         """
@@ -163,11 +177,15 @@ current_context: ContextVar[RunContext] = ContextVar("executus_run_context")
 class Run(Generic[I, S, R]):
     """A durable run: subclass as `Run[Input, State, Result]`. One instance per attempt; keep nothing durable on it.
 
-    Each callback may be `def` (runs on a worker thread and may block) or `async def` (runs on the event loop and must not).
+    Each callback may be `def` (runs on a worker thread and may block) or `async def` (runs on the event loop and must
+    not).
     """
 
     run_type: ClassVar[str]
-    """The name in the store; the class's name unless set. Keep it when you rename the class, or list the old one in `aliases`."""
+    """The name in the store; the class's name unless set.
+
+    Keep it when you rename the class, or list the old one in `aliases`.
+    """
     aliases: ClassVar[tuple[str, ...]] = ()
     schema_version: ClassVar[int] = 1
     """Count it up when the state's shape changes, and bring older ones forward in `upgrade`."""
@@ -183,10 +201,13 @@ class Run(Generic[I, S, R]):
         try:
             return current_context.get()
         except LookupError:
-            msg = f"{type(self).__name__}.context is for begin, step, receive and stopping, on the thread or task that runs them"
+            msg = (
+                f"{type(self).__name__}.context is for begin, step, receive and stopping, on the thread or "
+                "task that runs them"
+            )
             raise LookupError(msg) from None
 
-    def begin(self, input: I, /) -> S | Wait[S] | Done[R] | Awaitable[S | Wait[S] | Done[R]]:  # noqa: A002
+    def begin(self, input: I, /) -> S | Wait[S] | Done[R] | Awaitable[S | Wait[S] | Done[R]]:
         """The first state, from the input."""
         raise NotImplementedError
 
@@ -196,8 +217,11 @@ class Run(Generic[I, S, R]):
 
     def receive(
         self, state: S, message: Any, /
-    ) -> S | Wait[S] | Done[R] | Reply[S, R] | None | Awaitable[S | Wait[S] | Done[R] | Reply[S, R] | None]:
-        """Take a message, between steps. None keeps state, next and deadline. Unless overridden: go on when a wait expires."""
+    ) -> S | Wait[S] | Done[R] | Reply[S, R] | Awaitable[S | Wait[S] | Done[R] | Reply[S, R] | None] | None:
+        """Take a message, between steps.
+
+        None keeps state, next and deadline. Unless overridden: go on when a wait expires.
+        """
         return state if isinstance(message, WaitExpired) else None
 
     def query(self, state: S, question: Any, /) -> Any:
@@ -206,10 +230,16 @@ class Run(Generic[I, S, R]):
         raise NotImplementedError(msg)
 
     def stopping(self, state: S, reason: str, /) -> Awaitable[None] | None:
-        """Last words, within the grace: reason is 'stop', 'cancel', 'drain' or 'timeout'. Not called after a kill or a crash."""
+        """Last words, within the grace: reason is 'stop', 'cancel', 'drain' or 'timeout'.
+
+        Not called after a kill or a crash.
+        """
 
     def upgrade(self, version: int, raw: Any, /) -> S:
-        """Bring a snapshot of an older `schema_version` forward; `raw` is its state as plain dicts, lists and scalars."""
+        """Bring a snapshot of an older `schema_version` forward.
+
+        `raw` is its state as plain dicts, lists and scalars.
+        """
         msg = f"{type(self).__name__} is at schema {self.schema_version} and defines no upgrade from schema {version}"
         raise NotImplementedError(msg)
 
@@ -227,7 +257,8 @@ class Factory(Generic[T]):
         return self.run_class(*self._args, **self._kwargs)
 
 
-# --- what comes next, as a snapshot keeps it ---------------------------------------------------------------------------
+# --- what comes next, as a snapshot keeps it
+# ---------------------------------------------------------------------------
 
 
 class Stepping(msgspec.Struct, frozen=True, tag="step"):

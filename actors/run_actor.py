@@ -14,7 +14,7 @@ import msgspec
 from executus.actors.actor import Actor, ExitReport
 from executus.actors.definition import decode_next
 from executus.actors.environment import Environment
-from executus.actors.errors import NoReply, RunCrashed, SaveRejected, WrongReturn
+from executus.actors.errors import NoReply, RunCrashed, SaveRejected
 from executus.actors.events import RunRestored, SaveRefused
 from executus.actors.incarnation import Incarnation, Letter, tell_if_alive
 from executus.actors.messages import (
@@ -51,7 +51,12 @@ STEPS_PER_TURN: Final = 16
 TURN_S: Final = 0.001
 """A turn ends after so many callbacks or so much time, whichever is first, so that runs share their threads fairly."""
 
-REASONS: Final = {"CancelRequested": "cancel", "StopRequested": "stop", "DrainRequested": "drain", "RunTimeoutElapsed": "timeout"}
+REASONS: Final = {
+    "CancelRequested": "cancel",
+    "StopRequested": "stop",
+    "DrainRequested": "drain",
+    "RunTimeoutElapsed": "timeout",
+}
 
 
 class Source(enum.Enum):
@@ -73,19 +78,26 @@ class _Call(enum.Enum):
 
 
 class _CallbackEnded(msgspec.Struct, frozen=True):
-    """To itself: the task has ended with this error, or wants to leave."""
+    """To itself: the task has ended with this error."""
 
-    error: BaseException | None
+    error: BaseException
 
 
 class RunActor(Actor):
     """One attempt with synchronous callbacks. Its turns run on workers, one at a time.
 
-    A callback's error escapes from `on_receive`, so that the one boundary in `actor.py` contains it; the exit report then carries it to
-    the supervisor.
+    A callback's error escapes from `on_receive`, so that the one boundary in `actor.py` contains it; the exit report
+    then carries it to the supervisor.
     """
 
-    def __init__(self, env: Environment, incarnation: Incarnation, slot: SaveSlot, source: Source, supervisor_tell: Callable[[object], None]) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        incarnation: Incarnation,
+        slot: SaveSlot,
+        source: Source,
+        supervisor_tell: Callable[[object], None],
+    ) -> None:
         super().__init__()
         self.env = env
         self.inc = incarnation
@@ -144,7 +156,7 @@ class RunActor(Actor):
             case ClaimLost():
                 self.leave()
             case _CallbackEnded(error):
-                self._callback_ended(error)
+                self.callback_ended(error)
             case _:
                 msg = f"a run's actor does not know {type(message).__name__}"
                 raise TypeError(msg)
@@ -179,16 +191,23 @@ class RunActor(Actor):
         self.proceed()
 
     def cancel_callback(self) -> None:
-        """The grace is over. A synchronous callback cannot be cancelled; between callbacks there is nothing left to wait for."""
+        """The grace is over.
+
+        A synchronous callback cannot be cancelled; between callbacks there is nothing left to wait for.
+        """
         self.leave()
 
-    def _callback_ended(self, error: BaseException | None) -> None:
-        raise TypeError(type(self).__name__)  # only async attempts have tasks
+    def callback_ended(self, error: BaseException) -> None:
+        """The task has ended with this error. Only async attempts have tasks."""
+        raise error
 
     # --- what comes next ---
 
     def decide(self) -> _Call | None:
-        """The next callback, or None when the attempt idles, waits for a commit or leaves. Sets `phase` and `letter`."""
+        """The next callback, or None when the attempt idles, waits for a commit or leaves.
+
+        Sets `phase` and `letter`.
+        """
         inc = self.inc
         if self.leaving:
             return None
@@ -470,7 +489,9 @@ class RunActor(Actor):
         following = decode_next(snapshot.next)
         encoded = not self.definition.immutable
         kept = self.definition.encode_state(state) if encoded else state
-        return Published(snapshot.seq, kept, encoded, STEPPING if following == STEPPING else following), loaded.fell_back
+        return Published(
+            snapshot.seq, kept, encoded, STEPPING if following == STEPPING else following
+        ), loaded.fell_back
 
     # --- leaving ---
 
@@ -494,9 +515,13 @@ class RunActor(Actor):
         if self.letter is not None:
             if isinstance(self.letter.message, ChildEnded):
                 inc.letters.put_back(self.letter)
-            self.letter.fail(RunCrashed(f"run {inc.run_id!r} ended with the message in hand; ask again if it may be repeated"))
+            self.letter.fail(
+                RunCrashed(f"run {inc.run_id!r} ended with the message in hand; ask again if it may be repeated")
+            )
         if self.answer is not None:
-            self.answer[0].fail(RunCrashed(f"run {inc.run_id!r} ended before the answer was durable; ask again if it may be repeated"))
+            self.answer[0].fail(
+                RunCrashed(f"run {inc.run_id!r} ended before the answer was durable; ask again if it may be repeated")
+            )
         self.supervisor_tell(AttemptExited(self.slot.token, self._evidence(report), self.result))
 
     def _evidence(self, report: ExitReport) -> ExitEvidence:
@@ -520,8 +545,8 @@ class RunActor(Actor):
 class AsyncRunActor(RunActor):
     """One attempt with async callbacks. Its turns run on the event loop; the callbacks run in one task there.
 
-    Turns and task share the loop's thread, so between two awaits of the task nothing interleaves with it. Synchronous callbacks of
-    such a run are called on a worker, so that they do not block the loop.
+    Turns and task share the loop's thread, so between two awaits of the task nothing interleaves with it. Synchronous
+    callbacks of such a run are called on a worker, so that they do not block the loop.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -579,12 +604,6 @@ class AsyncRunActor(RunActor):
                 await asyncio.sleep(0)
                 until_s, calls = self.env.clock.now_s() + TURN_S, 0
 
-    def _callback_ended(self, error: BaseException | None) -> None:
-        if error is not None:
-            raise error
-
 
 _OWN_CALLBACKS: Final = frozenset({Run.receive, Run.stopping})
 """The defaults of Run are short and block nobody: no thread is taken for them."""
-
-_ = WrongReturn

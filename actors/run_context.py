@@ -36,7 +36,10 @@ SLEPT = _Slept()
 
 
 class AttemptContext:
-    """The context of one attempt's callbacks. Reads what the attempt wrote before it called; see `RunContext` for the contract."""
+    """The context of one attempt's callbacks.
+
+    Reads what the attempt wrote before it called; see `RunContext` for the contract.
+    """
 
     __slots__ = ("_attempt", "_claim", "_env", "_incarnation", "_log", "spawned")
 
@@ -50,31 +53,38 @@ class AttemptContext:
 
     @property
     def run_id(self) -> str:
+        """See RunContext."""
         return self._incarnation.run_id
 
     @property
     def attempt(self) -> int:
+        """See RunContext."""
         return self._claim.attempt
 
     @property
     def epoch(self) -> int:
+        """See RunContext."""
         return self._claim.epoch
 
     @property
     def parent_run_id(self) -> str | None:
+        """See RunContext."""
         parent = self._incarnation.parent
         return None if parent is None else parent.run_id
 
     @property
     def root_run_id(self) -> str:
+        """See RunContext."""
         return self._incarnation.root_run_id
 
     @property
     def labels(self) -> Mapping[str, str]:
+        """See RunContext."""
         return self._incarnation.labels
 
     @property
     def log(self) -> Any:
+        """See RunContext."""
         if self._log is None:
             self._log = self._env.logger.bind(
                 run_id=self.run_id, run_type=self._incarnation.definition.name, attempt=self.attempt, epoch=self.epoch
@@ -83,13 +93,16 @@ class AttemptContext:
 
     @property
     def cancelled(self) -> bool:
+        """See RunContext."""
         return bool(self._incarnation.causes) or self._attempt.slot.closed
 
     @property
     def idempotency_key(self) -> str:
+        """See RunContext."""
         return self.idempotency_key_for("")
 
     def idempotency_key_for(self, name: str) -> str:
+        """See RunContext."""
         attempt, inc = self._attempt, self._incarnation
         digest = hashlib.blake2b(digest_size=20)
         for part in (
@@ -103,12 +116,14 @@ class AttemptContext:
         return digest.hexdigest()
 
     def heartbeat(self, details: object = None) -> None:
+        """See RunContext."""
         self._check_fence()
         self._incarnation.heartbeat_s = self._env.clock.now_s()
         if details is not None:
             self.log.debug("heartbeat", details=details)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """See RunContext."""
         self.heartbeat()
         inc = self._incarnation
         inc.progress = Progress(done, total, note)
@@ -126,6 +141,7 @@ class AttemptContext:
             )
 
     def sleep(self, seconds: float) -> Awaitable[None]:
+        """See RunContext."""
         self._check_fence()
         if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop() raises instead of answering
             return _sleep_on_loop(seconds, self._incarnation.interrupted)
@@ -135,12 +151,13 @@ class AttemptContext:
     def spawn(
         self,
         run_class: type[Run[Any, Any, Any]],
-        input: object,  # noqa: A002
+        input: object,
         *,
         key: str,
         on_parent_end: Literal["cancel", "kill"] = "cancel",
         labels: Mapping[str, str] | None = None,
     ) -> ChildRef:
+        """See RunContext."""
         self._check_fence()
         inc = self._incarnation
         definition = self._env.registry.of(run_class)
@@ -160,12 +177,18 @@ class AttemptContext:
 
     def _check_fence(self) -> None:
         if self._attempt.slot.closed:
-            msg = f"run {self.run_id!r}, attempt {self.attempt}: this attempt was given up on; nothing it does has effect. Return from the callback."
+            msg = (
+                f"run {self.run_id!r}, attempt {self.attempt}: this attempt was given up on; nothing it does "
+                "has effect. Return from the callback."
+            )
             raise RunFenced(msg)
 
 
 def child_id(parent_run_id: str, key: str) -> str:
-    """The id of a child: the parent's with the key behind it, or a digest of the two where that is too long. Raises InvalidRunId."""
+    """The id of a child: the parent's with the key behind it, or a digest of the two where that is too long.
+
+    Raises InvalidRunId.
+    """
     plain = f"{parent_run_id}/{key}"
     if len(plain.encode("utf-8", "replace")) <= 200:  # noqa: PLR2004 - MAX_RUN_ID_BYTES, checked right below
         return check_run_id(plain)

@@ -1,4 +1,7 @@
-"""What users open and close: `Runtime` for threads, `AsyncRuntime` for coroutines. Two faces over one core, with the same verbs."""
+"""What users open and close: `Runtime` for threads, `AsyncRuntime` for coroutines.
+
+Two faces over one core, with the same verbs.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class _Face:
 
     @property
     def events(self) -> EventBus:
-        """The event bus: `events.subscribe(fn)` calls `fn(event)` on the thread where it happens. See `executus.actors.events`."""
+        """The event bus: `events.subscribe(fn)` calls `fn(event)` on the thread where it happens.
+
+        See `executus.actors.events`.
+        """
         return self._core.events
 
     def health(self) -> Health:
@@ -54,10 +60,11 @@ class _Face:
 class Runtime(_Face):
     """A runtime for threads: `with Runtime("runs.store", runs=[MyRun]) as runtime: …`.
 
-    `store` is a folder, a store, or None for memory. Opening resumes whatever was interrupted; leaving the block suspends what
-    still runs. Async callbacks run on an event loop of its own. The policies are defaults for run classes that set none.
-    `logger` is a structlog logger; None takes structlog as configured, or the standard library's logger "executus"; False writes no log.
-    One process owns a store; any number of runtimes live in one process.
+    `store` is a folder, a store, or None for memory. Opening resumes whatever was interrupted; leaving the block
+    suspends what still runs. Async callbacks run on an event loop of its own. The policies are defaults for run
+    classes that set none. `logger` is a structlog logger; None takes structlog as configured, or the standard
+    library's logger "executus"; False writes no log. One process owns a store; any number of runtimes live in one
+    process.
     """
 
     def open(self) -> Self:
@@ -74,13 +81,15 @@ class Runtime(_Face):
     def __enter__(self) -> Self:
         return self.open()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def start(
         self,
         run_class: type[Run[I, Any, R]],
-        input: I,  # noqa: A002
+        input: I,
         *,
         run_id: str | None = None,
         if_exists: IfExists = "raise",
@@ -89,11 +98,11 @@ class Runtime(_Face):
         save_policy: SavePolicy | None = None,
         stop_policy: StopPolicy | None = None,
     ) -> RunHandle[R]:
-        """Start a run; returns when its start record is committed, so that a run that was started survives. `begin` runs after that.
+        """Start a run; returns when its start record is committed, so that a run that was started survives.
 
-        `if_exists`: "raise" RunExists; "return" the existing run, live or finished, with its result; "replace" ends a live one and
-        begins anew; "retry_failed" is "return", but a failed one begins anew. Raises NotRegistered, InvalidRunId, InvalidInput,
-        RuntimeDraining, StartFailed.
+        `begin` runs after that. `if_exists`: "raise" RunExists; "return" the existing run, live or finished, with its
+        result; "replace" ends a live one and begins anew; "retry_failed" is "return", but a failed one begins anew.
+        Raises NotRegistered, InvalidRunId, InvalidInput, RuntimeDraining, StartFailed.
         """
         refuse_on_loop("Runtime.start()", "await AsyncRuntime.start()")
         self._core.check_open()
@@ -110,23 +119,41 @@ class Runtime(_Face):
         return RunHandle(self._core, self._core.start([order])[0].result())
 
     def start_many(
-        self, run_class: type[Run[I, Any, R]], inputs: Mapping[str, I], *, if_exists: IfExists = "raise", labels: Mapping[str, str] | None = None
+        self,
+        run_class: type[Run[I, Any, R]],
+        inputs: Mapping[str, I],
+        *,
+        if_exists: IfExists = "raise",
+        labels: Mapping[str, str] | None = None,
     ) -> list[RunHandle[R]]:
-        """Start many runs, inputs by run id, in one commit. Raises the first error; the others are started nevertheless."""
+        """Start many runs, inputs by run id, in one commit.
+
+        Raises the first error; the others are started nevertheless.
+        """
         refuse_on_loop("Runtime.start_many()", "await AsyncRuntime.start_many()")
         self._core.check_open()
-        return [RunHandle(self._core, reply.result()) for reply in _start_many(self._core, run_class, inputs, if_exists, labels)]
+        return [
+            RunHandle(self._core, reply.result())
+            for reply in _start_many(self._core, run_class, inputs, if_exists, labels)
+        ]
 
     @overload
     def get(self, run_class: type[Run[Any, Any, R]], run_id: str, /) -> RunHandle[R]: ...
     @overload
     def get(self, run_id: str, /) -> RunHandle[Any]: ...
     def get(self, *args: Any) -> RunHandle[Any]:
-        """The handle of a run, live or stored. Raises RunNotFound, and NotRegistered if its type is not the one given."""
+        """The handle of a run, live or stored.
+
+        Raises RunNotFound, and NotRegistered if its type is not the one given.
+        """
         return RunHandle(self._core, _found(self._core, args))
 
     def runs(
-        self, *, status: RunStatus | str | None = None, type: str | type | None = None, label: str | None = None  # noqa: A002
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        type: str | type | None = None,
+        label: str | None = None,
     ) -> list[RunView]:
         """Runs, live and stored, in order of id; `label` is "key" or "key=value". Reads the whole store."""
         return self._core.views(status=status, type_=type, label=label)
@@ -142,12 +169,18 @@ class Runtime(_Face):
         return True
 
     def resume(self, run_id: str, *, from_input: bool = False) -> RunHandle[Any]:
-        """Bring back a stopped, failed or quarantined run from its last snapshot; `from_input` from its beginning. Raises NotResumable."""
+        """Bring back a stopped, failed or quarantined run from its last snapshot; `from_input` from its beginning.
+
+        Raises NotResumable.
+        """
         refuse_on_loop("Runtime.resume()", "await AsyncRuntime.resume()")
         return RunHandle(self._core, self._core.resume(run_id, from_input=from_input).result())
 
     def drain(self, timeout_s: float = DRAIN_S) -> DrainReport:
-        """Take no new runs and suspend the live ones. Returns within `timeout_s` + 0.5 s, whatever they do; the report says what was left."""
+        """Take no new runs and suspend the live ones.
+
+        Returns within `timeout_s` + 0.5 s, whatever they do; the report says what was left.
+        """
         refuse_on_loop("Runtime.drain()", "await AsyncRuntime.drain()")
         return self._core.drain(timeout_s).result()
 
@@ -158,7 +191,9 @@ class AsyncRuntime(_Face):
     Async callbacks run on the host's loop, where its clients live; `loop="own"` gives them a loop of their own thread.
     """
 
-    def __init__(self, store: Store, *, runs: Iterable[Registrable], loop: Literal["host", "own"] = "host", **options: Any) -> None:
+    def __init__(
+        self, store: Store, *, runs: Iterable[Registrable], loop: Literal["host", "own"] = "host", **options: Any
+    ) -> None:
         super().__init__(store, runs=runs, **options)
         self._loop_choice = loop
 
@@ -177,13 +212,15 @@ class AsyncRuntime(_Face):
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await asyncio.shield(self.close())
 
     async def start(
         self,
         run_class: type[Run[I, Any, R]],
-        input: I,  # noqa: A002
+        input: I,
         *,
         run_id: str | None = None,
         if_exists: IfExists = "raise",
@@ -207,11 +244,19 @@ class AsyncRuntime(_Face):
         return AsyncRunHandle(self._core, await self._core.start([order])[0])
 
     async def start_many(
-        self, run_class: type[Run[I, Any, R]], inputs: Mapping[str, I], *, if_exists: IfExists = "raise", labels: Mapping[str, str] | None = None
+        self,
+        run_class: type[Run[I, Any, R]],
+        inputs: Mapping[str, I],
+        *,
+        if_exists: IfExists = "raise",
+        labels: Mapping[str, str] | None = None,
     ) -> list[AsyncRunHandle[R]]:
         """See Runtime.start_many."""
         self._core.check_open()
-        return [AsyncRunHandle(self._core, await reply) for reply in _start_many(self._core, run_class, inputs, if_exists, labels)]
+        return [
+            AsyncRunHandle(self._core, await reply)
+            for reply in _start_many(self._core, run_class, inputs, if_exists, labels)
+        ]
 
     @overload
     async def get(self, run_class: type[Run[Any, Any, R]], run_id: str, /) -> AsyncRunHandle[R]: ...
@@ -222,7 +267,11 @@ class AsyncRuntime(_Face):
         return AsyncRunHandle(self._core, await asyncio.to_thread(_found, self._core, args))
 
     async def runs(
-        self, *, status: RunStatus | str | None = None, type: str | type | None = None, label: str | None = None  # noqa: A002
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        type: str | type | None = None,
+        label: str | None = None,
     ) -> list[RunView]:
         """See Runtime.runs."""
         return await asyncio.to_thread(self._core.views, status=status, type_=type, label=label)
@@ -247,11 +296,22 @@ class AsyncRuntime(_Face):
 
 
 def _start_many(
-    core: Core, run_class: type[Run[Any, Any, Any]], inputs: Mapping[str, Any], if_exists: IfExists, labels: Mapping[str, str] | None
+    core: Core,
+    run_class: type[Run[Any, Any, Any]],
+    inputs: Mapping[str, Any],
+    if_exists: IfExists,
+    labels: Mapping[str, str] | None,
 ) -> Sequence[Any]:
     orders = [
         core.order(
-            run_class, value, run_id=run_id, if_exists=if_exists, labels=labels, restart_policy=None, save_policy=None, stop_policy=None
+            run_class,
+            value,
+            run_id=run_id,
+            if_exists=if_exists,
+            labels=labels,
+            restart_policy=None,
+            save_policy=None,
+            stop_policy=None,
         )
         for run_id, value in inputs.items()
     ]

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class StorePort:
-    """Where the current store actor is. Replaced when it is restarted; a tell to a dead one is made good by the restart's re-offer."""
+    """Where the current store actor is.
+
+    Replaced when it is restarted; a tell to a dead one is made good by the restart's re-offer.
+    """
 
     __slots__ = ("tell",)
 
@@ -38,13 +41,14 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class SaveSlot:
-    """The hand-over between one attempt (which publishes), the store actor (which takes) and the supervisor (which closes).
+    """The hand-over between an attempt (publishes), the store actor (takes) and the supervisor (closes).
 
     Why it is right under free interleaving: the attempt writes `published`, then reads `dirty`; the store actor clears
-    `dirty`, then reads `published`. So either the attempt sees the mark cleared and offers again, or the store actor reads this state or a
-    newer one. The supervisor sets `closed`, then reads `published`; the store actor reads `published`, then checks
-    `closed`: whatever it still writes is not newer than what the supervisor has read, and a zombie's later states are never
-    written. Each field has one writer but `dirty`, whose two writers only ever make the other one look once more.
+    `dirty`, then reads `published`. So either the attempt sees the mark cleared and offers again, or the store actor
+    reads this state or a newer one. The supervisor sets `closed`, then reads `published`; the store actor reads
+    `published`, then checks `closed`: whatever it still writes is not newer than what the supervisor has read, and a
+    zombie's later states are never written. Each field has one writer but `dirty`, whose two writers only ever make
+    the other one look once more.
     """
 
     __slots__ = (
@@ -85,20 +89,29 @@ class SaveSlot:
         self.port = port
         self.strikes = claim.strikes
         self.claim: Claim | None = None
-        """A claim that a failing store has not taken yet; it goes in with the next save. Supervisor sets, store actor clears."""
+        """A claim that a failing store has not taken yet; it goes in with the next save.
+
+        Supervisor sets, store actor clears.
+        """
         self.published: Published | None = None
         self.dirty = False
         self.closed = False
         self.nudge_seq: float = math.inf
         self.waiting_seq = 0
-        """The seq whose commit the attempt waits for; set before it offers, so that no acknowledgement can pass it by."""
+        """The seq whose commit the attempt waits for.
+
+        Set before it offers, so that no acknowledgement can pass it by.
+        """
         self.saved_at_s: float | None = None
         self.saved_seq = 0
         self.durable_seq = durable_seq
         self.rejected_seq = 0
         self.durable_waiters = durable_waiters
-        """(seq, promise) pairs of whoever waits for durability. A deque, because append and popleft are atomic: a waiter is either
-        seen by the acknowledgement that it waits for, or its own SaveNow, told after the append, finds it."""
+        """(seq, promise) pairs of whoever waits for durability.
+
+        A deque, because append and popleft are atomic: a waiter is either seen by the acknowledgement that it waits
+        for, or its own SaveNow, told after the append, finds it.
+        """
         self.attempt_tell: Any = None
 
     def publish(self, published: Published) -> None:
@@ -116,7 +129,10 @@ class SaveSlot:
             self.port.tell(SaveNow(self) if self.durable_waiters else OfferSave(self))
 
     def take(self) -> Published | None:
-        """Clear the mark, then read; None when there is nothing newer than the stored one. On the store actor's thread."""
+        """Clear the mark, then read; None when there is nothing newer than the stored one.
+
+        On the store actor's thread.
+        """
         self.dirty = False
         published = self.published
         if self.closed or published is None or published.seq <= max(self.durable_seq, self.rejected_seq):
@@ -178,4 +194,3 @@ class SaveSlot:
         """The store has refused this attempt for good; tell it to stop."""
         self.closed = True
         self.attempt_tell(ClaimLost(current))
-

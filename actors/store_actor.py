@@ -34,8 +34,10 @@ from executus.stores import (
 
 RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 1.0
-"""A store that fails is tried again after 50 ms, then twice as long each time up to a second: soon enough to notice freed
-space, seldom enough to leave a sick disk alone."""
+"""A store that fails is tried again after 50 ms, then twice as long each time up to a second.
+
+Soon enough to notice freed space, seldom enough to leave a sick disk alone.
+"""
 
 
 class Flush(msgspec.Struct, frozen=True):
@@ -52,7 +54,12 @@ class _Member:
     __slots__ = ("operations", "order", "published", "slot")
 
     def __init__(
-        self, operations: list[Operation], *, slot: SaveSlot | None = None, published: Published | None = None, order: Commit | None = None
+        self,
+        operations: list[Operation],
+        *,
+        slot: SaveSlot | None = None,
+        published: Published | None = None,
+        order: Commit | None = None,
     ) -> None:
         self.operations = operations
         self.slot = slot
@@ -61,7 +68,10 @@ class _Member:
 
 
 class StoreActor(Actor):
-    """Owns the store on its own thread. Everything that writes goes through here; answers come as tells, after the commit."""
+    """Owns the store on its own thread.
+
+    Everything that writes goes through here; answers come as tells, after the commit.
+    """
 
     def __init__(self, env: Environment, answer: Any, *, opened: Any = None) -> None:
         super().__init__()
@@ -208,7 +218,7 @@ class StoreActor(Actor):
         return members
 
     def _with_final(self, order: Commit, wall_s: float) -> list[Operation]:
-        """The order's operations, with a claim that the store has not taken yet before them and the closed slot's last state in the Settle."""
+        """The order's operations, a claim not taken yet before them, and the closed slot's last state in the Settle."""
         slot = order.final
         if slot is None:
             return list(order.operations)
@@ -275,7 +285,10 @@ class StoreActor(Actor):
             self._env.events.emit(SnapshotSaved(**_about(slot), seq=seq))
 
     def _reject(self, slot: SaveSlot, published: Published, error: SaveRejected | RecordTooLarge) -> None:
-        """This state cannot be stored. The last good snapshot stands; the run goes on, unless it waits for this very save."""
+        """This state cannot be stored.
+
+        The last good snapshot stands; the run goes on, unless it waits for this very save.
+        """
         slot.rejected_seq = published.seq
         rejected = error if isinstance(error, SaveRejected) else SaveRejected(str(error))
         self._env.events.emit(SaveRefused(**_about(slot), error=ErrorInfo.of(error), seq=published.seq))
@@ -284,7 +297,10 @@ class StoreActor(Actor):
     # --- a store that fails ---
 
     def _failed(self, members: list[_Member], error: StoreError) -> None:
-        """Nothing is given up: throttled saves are tried again, who waits is told, the supervisor decides about its own."""
+        """Nothing is given up.
+
+        Throttled saves are tried again, who waits is told, the supervisor decides about its own.
+        """
         now_s = self._env.clock.now_s()
         if self._failures == 0:
             self._failed_since_s = now_s
@@ -327,4 +343,9 @@ def _run_id(operation: Operation) -> str:
 
 
 def _about(slot: SaveSlot) -> dict[str, Any]:
-    return {"run_id": slot.token.run_id, "run_type": slot.definition.name, "attempt": slot.attempt, "epoch": slot.token.epoch}
+    return {
+        "run_id": slot.token.run_id,
+        "run_type": slot.definition.name,
+        "attempt": slot.attempt,
+        "epoch": slot.token.epoch,
+    }

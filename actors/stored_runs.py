@@ -106,7 +106,10 @@ def stored_outcome(env: Environment, claim: RunClaim, definition: RunDefinition)
 
 
 def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
-    """For handles of a run that does not run here. Raises RunNotFound for an unreadable or unregistered one, RecordCorrupt."""
+    """For handles of a run that does not run here.
+
+    Raises RunNotFound for an unreadable or unregistered one, RecordCorrupt.
+    """
     claim, record = stored.claim, stored.record
     definition = None if record is None else env.registry.named(record.run_type)
     if record is None or definition is None:
@@ -150,7 +153,10 @@ def check_resumable(env: Environment, run_id: str, *, from_input: bool) -> tuple
         raise RunNotFound(run_id)
     claim, record = stored.claim, stored.record
     if claim.status not in RESUMABLE:
-        msg = f"run {run_id!r} is {claim.status.value}; only stopped, failed and quarantined runs are resumed by hand. Nothing was changed."
+        msg = (
+            f"run {run_id!r} is {claim.status.value}; only stopped, failed and quarantined runs are resumed "
+            "by hand. Nothing was changed."
+        )
         raise NotResumable(msg)
     if record is None:
         msg = f"run {run_id!r}: its start record cannot be read, so not even its type is known. Nothing was changed."

@@ -56,8 +56,9 @@ from executus.stores import Accepted, Claim, ExecutusError, Operation, Refused, 
 class RunSupervisor(Actor):
     """Owns the incarnations of one runtime. One message at a time, so that its table needs no lock.
 
-    `table` is read by other threads, one `get` at a time: they see an entry or none, and every entry is complete when it goes in.
-    A run comes in by `admission`, is ended from outside by `interruption`; what lies between is here: launch, exit, restart, settle.
+    `table` is read by other threads, one `get` at a time: they see an entry or none, and every entry is complete when
+    it goes in. A run comes in by `admission`, is ended from outside by `interruption`; what lies between is here:
+    launch, exit, restart, settle.
     """
 
     def __init__(self, env: Environment, port: StorePort, table: dict[str, Incarnation], ready: Promise[None]) -> None:
@@ -140,7 +141,10 @@ class RunSupervisor(Actor):
                 self._result_grace_over(inc)
 
     def _store_restarted(self) -> None:
-        """The store actor came back: what it had not answered is sent again, what it had not acknowledged is offered again."""
+        """The store actor came back.
+
+        What it had not answered is sent again, what it had not acknowledged is offered again.
+        """
         self.desk.send_all()
         for inc in self.desk.table.values():
             if inc.slot is not None:
@@ -149,19 +153,28 @@ class RunSupervisor(Actor):
     # --- launching ----------------------------------------------------------------------------------------------------
 
     def launch(self, inc: Incarnation, source: Any, before: SaveSlot | None = None) -> None:
-        """Start an attempt of a run whose claim is held: from the input, the store, or the slot of the attempt before."""
+        """Start an attempt of a run whose claim is held.
+
+        From the input, the store, or the slot of the attempt before.
+        """
         if source is not Source.MEMORY:
             inc.origin = source
         elif before is None or before.published is None:
-            source = inc.origin  # it never got as far as a state in memory; one that is in the store must not be passed over
+            source = (
+                inc.origin
+            )  # it never got as far as a state in memory; one that is in the store must not be passed over
         slot = inc.slot = self._slot(inc, before if source is Source.MEMORY else None)
         inc.stage, inc.phase = Stage.RUNNING, Phase.STARTING
         inc.idle, inc.cut, inc.heartbeat_s = False, False, None
-        actor_class, home = (AsyncRunActor, self.env.async_home) if inc.definition.async_callbacks else (RunActor, self.env.workers)
+        actor_class, home = (
+            (AsyncRunActor, self.env.async_home) if inc.definition.async_callbacks else (RunActor, self.env.workers)
+        )
         try:
             ref: ActorRef[Any] = actor_class.start_on(home, self.env, inc, slot, source, self._tell_self)
         except (ActorError, RuntimeError, OSError) as error:  # no thread to be had: a start failure counts as a crash
-            self.exited(inc, ExitEvidence(phase=Phase.STARTING, error=ErrorInfo.of(error), causes=tuple(inc.causes)), None)
+            self.exited(
+                inc, ExitEvidence(phase=Phase.STARTING, error=ErrorInfo.of(error), causes=tuple(inc.causes)), None
+            )
             return
         inc.attempt_ref = ref
         slot.attempt_tell = partial(tell_if_alive, ref, control=True)
@@ -245,7 +258,10 @@ class RunSupervisor(Actor):
         self.desk.commit([Claim(claim=claim, expected=held_token, outcome=result, drop_snapshots=True)], then)
 
     def _restart(self, inc: Incarnation) -> None:
-        """The backoff is over: claim, then go on from memory. A failing store does not hold it up; its claim then goes in with the next save."""
+        """The backoff is over: claim, then go on from memory.
+
+        A failing store does not hold it up; its claim then goes in with the next save.
+        """
         before = inc.slot
         inc.stage = Stage.CLAIMING
         if before is None:  # claimed afresh when its round ended, or never launched
@@ -293,7 +309,9 @@ class RunSupervisor(Actor):
 
     # --- settling -----------------------------------------------------------------------------------------------------
 
-    def _settle(self, inc: Incarnation, status: RunStatus, outcome: Outcome | None, reason: str, result: bytes | None) -> None:
+    def _settle(
+        self, inc: Incarnation, status: RunStatus, outcome: Outcome | None, reason: str, result: bytes | None
+    ) -> None:
         """Commit the ending; waiters hear of it when it is durable, or after the grace without that."""
         inc.stage = Stage.SETTLING
         ending = Ending(status, outcome, reason)
@@ -306,7 +324,9 @@ class RunSupervisor(Actor):
             operation = SetAside(expected=inc.claim.token, status=status, reason=reason)
         else:
             data = result if isinstance(outcome, Completed) else None if outcome is None else encode_outcome(outcome)
-            operation = Settle(token=inc.claim.token, status=status, reason=reason, outcome=data, ended_at_s=self.env.clock.wall_s())
+            operation = Settle(
+                token=inc.claim.token, status=status, reason=reason, outcome=data, ended_at_s=self.env.clock.wall_s()
+            )
 
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
@@ -333,7 +353,10 @@ class RunSupervisor(Actor):
         self.desk.emit(RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=False)
 
     def finish(self, inc: Incarnation, ending: Ending) -> None:
-        """The incarnation has ended or rests: everybody who waits is told, and the id is free for what `if_exists` allows."""
+        """The incarnation has ended or rests.
+
+        Everybody who waits is told, and the id is free for what `if_exists` allows.
+        """
         if inc.stage is Stage.ENDED:
             return
         inc.stage = Stage.ENDED
@@ -349,7 +372,9 @@ class RunSupervisor(Actor):
         inc.fail_waiters(error)
         inc.run = None
         if not inc.ending.done():
-            self.desk.emit(RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=inc.durable)
+            self.desk.emit(
+                RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=inc.durable
+            )
         for reply in taken(inc.unstarted):
             reply.try_set(inc)
         if ending.outcome is not None:

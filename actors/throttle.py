@@ -17,8 +17,9 @@ def due_at(policy: SavePolicy, *, saved_at_s: float | None, steps_since: int, no
     """When a state offered now must be written.
 
     `saved_at_s` is when this attempt's last save was handed to the store, None before its first, which is due at once;
-    `steps_since` counts callbacks since that one. The result is never later than `saved_at_s + interval_s`, which is the trailing
-    guarantee: what is stored is never older than the interval plus one commit. NEVER for `exit` and `none`.
+    `steps_since` counts callbacks since that one. The result is never later than `saved_at_s + interval_s`, which is
+    the trailing guarantee: what is stored is never older than the interval plus one commit. NEVER for `exit` and
+    `none`.
     """
     match policy.durability:
         case "sync":

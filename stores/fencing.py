@@ -28,7 +28,10 @@ class Newest(NamedTuple):
 
 
 def judge_claim(op: Claim, current: RunClaim | None) -> Fit | Refused:
-    """Compare-and-set on the token; a newer epoch wins, the same claim again is a retry; an ending does not replace an ending."""
+    """Compare-and-set on the token.
+
+    A newer epoch wins, the same claim again is a retry; an ending does not replace an ending.
+    """
     if current is None:
         return Fit.APPLY if op.expected is None else Refused(Refusal.MISSING)
     if current.token == op.claim.token and current.status is op.claim.status:
