@@ -18,6 +18,7 @@ from executus.stores.errors import (
     StoreTooNew,
     StoreUnavailable,
 )
+from executus.stores.lmdb_reader import LmdbReader
 from executus.stores.lmdb_store import LmdbStore
 from executus.stores.memory_store import MemoryStore
 from executus.stores.operations import (
@@ -69,6 +70,7 @@ __all__ = [
     "Delete",
     "ExecutusError",
     "InvalidRunId",
+    "LmdbReader",
     "LmdbStore",
     "LoadedSnapshot",
     "MemoryStore",

@@ -21,6 +21,7 @@ LOCK_NAME: Final = "lock.mdb"
 FOLDER_MODE: Final = 0o700
 _NEW_MAP_BYTES: Final = 1024 * 1024
 _LEAST_MAP_BYTES: Final = 16 * 1024 * 1024
+_USUAL_MAP_BYTES: Final = 64 * 1024**3
 _MAX_READERS: Final = 512
 _SPARE_DISK_BYTES: Final = 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -94,15 +95,38 @@ class TransactionRows:
         return pages * stats[0]["psize"]
 
 
-class OpenEnvironment:
-    """An environment with its tables, and the identity of the files that it has open."""
+class ReadableEnvironment:
+    """An environment with its tables, as far as it can be read."""
+
+    def __init__(self, env: lmdb.Environment, databases: _Databases) -> None:
+        self._env = env
+        self._databases = databases
+        self.map_size_bytes = env.info()["map_size"]
+
+    def close(self) -> None:
+        """Give the files up. No transaction may be open."""
+        self._env.close()
+
+    @contextmanager
+    def read(self) -> Generator[TransactionRows, None, None]:
+        """A view of the last commit."""
+        try:
+            txn = self._env.begin()
+        except lmdb.ReadersFullError:
+            # Slots of killed readers: drop them and try once more.
+            self._env.reader_check()
+            txn = self._env.begin()
+        with txn:
+            yield TransactionRows(txn, self._databases)
+
+
+class OpenEnvironment(ReadableEnvironment):
+    """The owner's: with writing, and the identity of the files that it has open."""
 
     def __init__(self, folder: Path, env: lmdb.Environment, databases: _Databases) -> None:
+        super().__init__(env, databases)
         self._data, self._lock = folder / DATA_NAME, folder / LOCK_NAME
-        self._databases = databases
         self._data_stat, self._lock_stat = self._data.stat(), self._lock.stat()
-        self._env = env
-        self.map_size_bytes = env.info()["map_size"]
         self._page_bytes = env.stat()["psize"]
 
     def data_is_in_place(self) -> bool:
@@ -125,25 +149,9 @@ class OpenEnvironment:
         """Make every commit durable, whatever the profile."""
         self._env.sync(True)  # noqa: FBT003 - positional only in LMDB
 
-    def close(self) -> None:
-        """Give the files up. No transaction may be open."""
-        self._env.close()
-
     def last_transaction(self) -> int:
         """The number of the last commit."""
         return self._env.info()["last_txnid"]
-
-    @contextmanager
-    def read(self) -> Generator[TransactionRows, None, None]:
-        """A view of the last commit."""
-        try:
-            txn = self._env.begin()
-        except lmdb.ReadersFullError:
-            # Slots of killed readers: drop them and try once more.
-            self._env.reader_check()
-            txn = self._env.begin()
-        with txn:
-            yield TransactionRows(txn, self._databases)
 
     @contextmanager
     def write(self) -> Generator[TransactionRows, None, None]:
@@ -174,20 +182,48 @@ def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
 
     Raises StoreCorrupt for another program's file, lmdb.Error, OSError.
     """
-    env = _open_within_address_space(folder, settings)
+    env = _open_within_address_space(
+        folder,
+        settings.map_size_bytes,
+        # A full disk would be a SIGBUS.
+        writemap=False,
+        meminit=True,
+        lock=True,
+        # Without the first, a power loss left 22 % of states whole.
+        sync=settings.profile != "process",
+        metasync=settings.profile == "power",
+    )
     try:
-        databases: _Databases = {table: env.open_db(table.encode(), create=False) for table in Table}
-        return OpenEnvironment(folder, env, databases)
-    except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
+        return OpenEnvironment(folder, env, _open_tables(folder, env))
+    except BaseException:
         env.close()
+        raise
+
+
+def open_to_read(folder: Path, *, lock: bool) -> ReadableEnvironment:
+    """Open an existing store's environment and its tables to read, beside its owner or without one.
+
+    `lock` takes a slot in the readers' table, so that an owner reuses no page that is being read. Raises as
+    open_environment.
+    """
+    # A map size of 0 is the owner's own.
+    env = _open_within_address_space(folder, 0, readonly=True, lock=lock)
+    try:
+        return ReadableEnvironment(env, _open_tables(folder, env))
+    except BaseException:
+        env.close()
+        raise
+
+
+def _open_tables(folder: Path, env: lmdb.Environment) -> _Databases:
+    try:
+        return {table: env.open_db(table.encode(), create=False) for table in Table}
+    except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
         raise StoreCorrupt(
             f"store {str(folder)!r}: {DATA_NAME} is an LMDB file of another program ({error}). It was left untouched. "
             "Use a folder of its own for the store.",
             path=str(folder),
         ) from error
-    except BaseException:
-        env.close()
-        raise
 
 
 @contextmanager
@@ -245,8 +281,8 @@ def _typed(error: lmdb.Error | OSError, folder: Path, map_size_bytes: int) -> St
     )
 
 
-def _open_within_address_space(folder: Path, settings: Settings) -> lmdb.Environment:
-    map_size_bytes = settings.map_size_bytes
+def _open_within_address_space(folder: Path, map_size_bytes: int, **options: Any) -> lmdb.Environment:
+    """Open with that much address space, or half of it, and so on, where a limit is in the way."""
     while True:
         try:
             return lmdb.open(
@@ -257,16 +293,10 @@ def _open_within_address_space(folder: Path, settings: Settings) -> lmdb.Environ
                 max_dbs=len(Table),
                 max_readers=_MAX_READERS,
                 max_spare_txns=0,
-                # A full disk would be a SIGBUS.
-                writemap=False,
-                meminit=True,
-                lock=True,
-                # Without the first, a power loss left 22 % of states whole.
-                sync=settings.profile != "process",
-                metasync=settings.profile == "power",
+                **options,
             )
         except lmdb.MemoryError:
-            map_size_bytes //= 2
+            map_size_bytes = (map_size_bytes or _USUAL_MAP_BYTES) // 2
             if map_size_bytes < _LEAST_MAP_BYTES:
                 raise
 

@@ -18,15 +18,12 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
-from executus.stores import codec, lmdb_env, store_files
+from executus.stores import codec, lmdb_env, lmdb_meta, store_files
 from executus.stores.errors import (
-    RecordCorrupt,
     StoreClosed,
-    StoreCorrupt,
     StoreError,
     StoreFull,
     StoreLocked,
-    StoreTooNew,
     StoreUnavailable,
 )
 from executus.stores.operations import Claim, Operation
@@ -41,8 +38,6 @@ REFUSE_NEW_RUNS_RATIO: Final = 0.9
 """Above it a new incarnation is refused: near full even a delete needs pages, and those that live must go on saving."""
 READER_CHECK_EVERY_S: Final = 60.0
 REOPENINGS: Final = 3
-_FORMAT: Final = "format"
-_BOOT: Final = "boot"
 
 
 class LmdbStore(RowStore):
@@ -86,7 +81,7 @@ class LmdbStore(RowStore):
             try:
                 self._clear_leftovers()
                 if not (self._folder / store_files.DATA_NAME).exists():
-                    lmdb_env.create(self._folder, _first_rows())
+                    lmdb_env.create(self._folder, lmdb_meta.first_rows())
                 else:
                     store_files.check_header(self._folder)
                     if previous is None or previous.closed != store_files.data_file(self._folder):
@@ -96,7 +91,8 @@ class LmdbStore(RowStore):
                 write_owner(self._folder, this_process())
                 self._owner_pid = os.getpid()
                 self._open_environment()
-                self._check_format()
+                with self._environment().read() as rows:
+                    lmdb_meta.check_format(rows, self._path)
                 self._boot_epoch = self._draw_boot_epoch()
             except BaseException:
                 self._owner_pid = None
@@ -129,7 +125,7 @@ class LmdbStore(RowStore):
         """See CheckpointStore."""
         self._check_usable()
         with self._view() as rows:
-            assert isinstance(rows, lmdb_env.TransactionRows)  # noqa: S101 - for the type checker
+            assert isinstance(rows, lmdb_env.TransactionRows)
             return StoreInfo(
                 kind="lmdb",
                 path=self._path,
@@ -242,58 +238,17 @@ class LmdbStore(RowStore):
                 map_size_bytes=environment.map_size_bytes,
             )
 
-    def _check_format(self) -> None:
-        """Read only: another program's file is left as it is."""
-        with self._environment().read() as rows:
-            found = _read_number(rows, _FORMAT)
-        if found is None:
-            raise StoreCorrupt(
-                f"store {self._path!r}: no copy of its format row can be read. It was left untouched. "
-                "Restore it from a backup, or move the folder away to begin anew.",
-                path=self._path,
-            )
-        if found > codec.FORMAT_VERSION:
-            raise StoreTooNew(
-                f"store {self._path!r} is in format {found}, this code knows up to {codec.FORMAT_VERSION}. It was left "
-                "untouched. Deploy the newer code that wrote it.",
-                path=self._path,
-                found=found,
-                known=codec.FORMAT_VERSION,
-            )
-
     def _draw_boot_epoch(self) -> int:
         environment = self._environment()
         environment.drop_dead_readers()
         with environment.write() as rows:
-            last = _read_number(rows, _BOOT)
+            last = lmdb_meta.last_boot(rows)
             if last is None:
                 # Each boot was a transaction of its own, so their number is no less than that of any boot.
                 last = environment.last_transaction()
-            rows.write({Table.META: _numbered(_BOOT, last + 1)})
+            rows.write({Table.META: lmdb_meta.boot_rows(last + 1)})
         return last + 1
 
     @property
     def _path(self) -> str:
         return str(self._folder)
-
-
-def _first_rows() -> dict[bytes, bytes | None]:
-    return _numbered(_FORMAT, codec.FORMAT_VERSION) | _numbered(_BOOT, 0)
-
-
-def _numbered(name: str, number: int) -> dict[bytes, bytes | None]:
-    """Two copies: one flipped bit must not cost the store."""
-    keys = [f"{name}-{copy}".encode() for copy in (1, 2)]
-    return {key: codec.encode_number(number, key) for key in keys}
-
-
-def _read_number(rows: Rows, name: str) -> int | None:
-    numbers: list[int] = []
-    for key in _numbered(name, 0):
-        data = rows.get(Table.META, key)
-        try:
-            if data is not None:
-                numbers.append(codec.decode_number(data, key))
-        except RecordCorrupt:
-            continue
-    return max(numbers, default=None)

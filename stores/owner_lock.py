@@ -48,7 +48,7 @@ class OwnerLock:
         self.pid = os.getpid()
         while True:
             if _holder_here(path) is not None:
-                raise self._locked_here()
+                raise _locked_here(self._folder)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             inode = _inode(os.fstat(fd))
             holder = _HELD.setdefault(inode, self)
@@ -58,7 +58,7 @@ class OwnerLock:
             if holder is not self:
                 # Closing this descriptor would drop the holder's lock: the holder closes it with its own.
                 holder._fds.append(fd)
-                raise self._locked_here()
+                raise _locked_here(self._folder)
             self._fds, self._inode = [fd], inode
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,14 +86,6 @@ class OwnerLock:
         """Is the file that was locked still the one under its name? If not, another process can lock the new one."""
         return self._inode is not None and _same_file(self._folder / LOCK_NAME, self._inode)
 
-    def _locked_here(self) -> StoreLocked:
-        return StoreLocked(
-            f"store {str(self._folder)!r} is open already in this process (pid {os.getpid()}). Nothing was opened. "
-            "Share that runtime, or close it first.",
-            path=str(self._folder),
-            owner_pid=os.getpid(),
-        )
-
     def _locked_elsewhere(self) -> StoreLocked:
         owner = read_owner(self._folder)
         # Between taking the lock and writing the facts, the facts are those of the owner before.
@@ -108,6 +100,12 @@ class OwnerLock:
 
 _HELD: Final[dict[_Inode, OwnerLock]] = {}
 """Every owner lock of this process; entries that came through a fork carry the parent's pid."""
+
+
+def refuse_in_owner(folder: Path) -> None:
+    """Raise StoreLocked where this very process owns the store: it reads through its own store."""
+    if _holder_here(folder / LOCK_NAME) is not None:
+        raise _locked_here(folder)
 
 
 def this_process() -> Owner:
@@ -153,6 +151,15 @@ def write_owner(folder: Path, owner: Owner) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _locked_here(folder: Path) -> StoreLocked:
+    return StoreLocked(
+        f"store {str(folder)!r} is open already in this process (pid {os.getpid()}). Nothing was opened. "
+        "Share that runtime, or close it first.",
+        path=str(folder),
+        owner_pid=os.getpid(),
+    )
 
 
 def _holder_here(path: Path) -> OwnerLock | None:

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import abc
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Final
 
-from executus.stores import codec
 from executus.stores.batch import Batch, Fence
-from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
 from executus.stores.operations import Operation, Verdict
-from executus.stores.records import (
-    LoadedSnapshot,
-    ParentLink,
-    RunClaim,
-    RunRecord,
-    RunStatus,
-    Snapshot,
-    StoredRun,
-    StoreInfo,
-)
-from executus.stores.rows import (
-    SEPARATOR,
-    SLOTS,
-    Rows,
-    Table,
-    WritableRows,
-    children_range,
-    run_id_of,
-    run_key,
-    snapshot_key,
-)
-
-_PAGE: Final = 1000
+from executus.stores.records import RunStatus
+from executus.stores.row_reader import RowReader
+from executus.stores.rows import WritableRows
 
 
-class RowStore(abc.ABC):
+class RowStore(RowReader):
     """A CheckpointStore, see its docstrings, over `_view` and `_transaction`.
 
     Fences of running runs are held in memory: checking a save against the row instead costs 11 % of a commit.
@@ -45,35 +21,12 @@ class RowStore(abc.ABC):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._fences: dict[str, Fence] = {}
-        self._boot_epoch = 0
-        self._owner_pid: int | None = None
-
-    @abc.abstractmethod
-    def open(self) -> None:
-        """See CheckpointStore."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """See CheckpointStore."""
-
-    @abc.abstractmethod
-    def info(self) -> StoreInfo:
-        """See CheckpointStore."""
-
-    @abc.abstractmethod
-    def _view(self) -> AbstractContextManager[Rows]:
-        """A consistent view of the last commit."""
 
     @abc.abstractmethod
     def _transaction(self, operations: Sequence[Operation]) -> AbstractContextManager[WritableRows]:
         """The one write transaction: durable when left in peace, undone when left by an error."""
-
-    @property
-    def boot_epoch(self) -> int:
-        """See CheckpointStore."""
-        self._check_usable()
-        return self._boot_epoch
 
     def commit(self, operations: Sequence[Operation]) -> list[Verdict]:
         """See CheckpointStore."""
@@ -97,130 +50,3 @@ class RowStore(abc.ABC):
             else:
                 self._fences.pop(run_id, None)
         return verdicts
-
-    def load(self, run_id: str) -> StoredRun | None:
-        """See CheckpointStore."""
-        self._check_usable()
-        key = run_key(run_id)
-        with self._view() as rows:
-            claim, record = rows.get(Table.CLAIMS, key), rows.get(Table.RECORDS, key)
-        if claim is None:
-            return None
-        return StoredRun(codec.decode_claim(claim, key), _readable_record(record, key))
-
-    def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
-        """See CheckpointStore."""
-        self._check_usable()
-        key = run_key(run_id)
-        slot_keys = [snapshot_key(key, slot) for slot in SLOTS]
-        with self._view() as rows:
-            claim = rows.get(Table.CLAIMS, key)
-            generations = rows.get_many(Table.SNAPSHOTS, slot_keys)
-        if claim is None:
-            return None
-        return _newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
-
-    def load_outcome(self, run_id: str) -> bytes | None:
-        """See CheckpointStore."""
-        self._check_usable()
-        key = run_key(run_id)
-        with self._view() as rows:
-            outcome = rows.get(Table.OUTCOMES, key)
-        return None if outcome is None else codec.decode_outcome(outcome, key)
-
-    def live(self) -> list[RunClaim]:
-        """See CheckpointStore."""
-        return [claim for _, claim in self._live_claims() if claim is not None]
-
-    def damaged(self) -> list[str]:
-        """See CheckpointStore."""
-        return [run_id_of(key) for key, claim in self._live_claims() if claim is None]
-
-    def scan(self, *, after: str | None = None, limit: int = 1000) -> list[StoredRun]:
-        """See CheckpointStore."""
-        self._check_usable()
-        first = b"" if after is None else run_key(after) + SEPARATOR
-        runs: list[StoredRun] = []
-        while len(runs) < limit:
-            with self._view() as rows:
-                page = rows.page(Table.CLAIMS, first, None, min(limit - len(runs), _PAGE))
-                records = rows.get_many(Table.RECORDS, [key for key, _ in page])
-            for key, data in page:
-                claim = _readable_claim(data, key)
-                if claim is not None:
-                    runs.append(StoredRun(claim, _readable_record(records.get(key), key)))
-            if not page:
-                break
-            first = page[-1][0] + SEPARATOR
-        return runs
-
-    def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
-        """See CheckpointStore."""
-        self._check_usable()
-        first, below = children_range(run_key(run_id))
-        with self._view() as rows:
-            links = rows.page(Table.CHILDREN, first, below, 1 << 62)
-        return [(run_id_of(key.partition(SEPARATOR)[2]), codec.decode_link(data, key)) for key, data in links]
-
-    def _live_claims(self) -> list[tuple[bytes, RunClaim | None]]:
-        self._check_usable()
-        with self._view() as rows:
-            keys = [key for key, _ in rows.page(Table.LIVE, b"", None, 1 << 62)]
-            claims = rows.get_many(Table.CLAIMS, keys)
-        return [(key, _readable_claim(claims.get(key), key)) for key in keys]
-
-    def _check_usable(self) -> None:
-        if self._owner_pid is None:
-            raise StoreClosed("the store is not open. Nothing was read or written. Open it first.", path=self._path)
-        self._check_process()
-
-    def _check_process(self) -> None:
-        if self._owner_pid is not None and self._owner_pid != os.getpid():
-            raise StoreForked(
-                f"process {os.getpid()} is a fork of {self._owner_pid}, which opened this store. Nothing was read or "
-                "written. Open a runtime of your own, on a store of your own, after the fork.",
-                path=self._path,
-            )
-
-    @property
-    def _path(self) -> str | None:
-        return None
-
-
-def _readable_claim(data: bytes | None, key: bytes) -> RunClaim | None:
-    try:
-        return None if data is None else codec.decode_claim(data, key)
-    except (RecordCorrupt, RecordTooLarge, StoreTooNew):
-        return None
-
-
-def _readable_record(data: bytes | None, key: bytes) -> RunRecord | None:
-    try:
-        return None if data is None else codec.decode_record(data, key)
-    except (RecordCorrupt, RecordTooLarge):
-        return None
-
-
-def _newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: str) -> LoadedSnapshot | None:
-    readable: list[Snapshot] = []
-    damaged: list[tuple[codec.Stamp | None, str]] = []
-    for slot_key, data in generations.items():
-        try:
-            snapshot = codec.decode_snapshot(data, slot_key)
-        except (RecordCorrupt, RecordTooLarge) as error:
-            damaged.append((codec.peek_stamp(data, codec.Kind.SNAPSHOT, slot_key), str(error)))
-        else:
-            if snapshot.incarnation == incarnation:
-                readable.append(snapshot)
-    if not readable:
-        if damaged:
-            raise RecordCorrupt(
-                f"run {run_id!r}: no generation of its snapshot can be read: {'; '.join(why for _, why in damaged)}",
-                run_id=run_id,
-                what="snapshot",
-            )
-        return None
-    newest = max(readable, key=lambda snapshot: snapshot.seq)
-    # A damaged generation whose own header still proves that it was written before is no loss.
-    lost = [why for stamp, why in damaged if stamp is None or (stamp.epoch, stamp.seq) > (newest.epoch, newest.seq)]
-    return LoadedSnapshot(newest, lost[0] if lost else None)

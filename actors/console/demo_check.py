@@ -10,7 +10,7 @@ from executus.actors.console.demo_ledger import Ledger
 from executus.actors.console.demo_run import FileFacts, Share, read_facts
 from executus.actors.console.screen import Screen
 from executus.actors.outcomes import Completed, decode_outcome
-from executus.stores import LmdbStore, StoreError
+from executus.stores import LmdbReader, StoreError
 
 Facts = tuple[FileFacts, ...]
 
@@ -64,7 +64,7 @@ def _wrong_results(shares: dict[str, Share], path: Path, screen: Screen) -> list
     """What is in the store, after the daemon's end, against what a loop without runs and kills finds out."""
     wrong: list[str] = []
     plainly: dict[str, FileFacts] = {}
-    store = LmdbStore(path)
+    store = LmdbReader(path)
     store.open()
     try:
         for number, (run_id, share) in enumerate(shares.items()):
@@ -90,7 +90,7 @@ def _read_once(plainly: dict[str, FileFacts], folder: str, file: str) -> FileFac
     return facts
 
 
-def _result(store: LmdbStore, run_id: str) -> Facts | str:
+def _result(store: LmdbReader, run_id: str) -> Facts | str:
     try:
         data = store.load_outcome(run_id)
         outcome = None if data is None else decode_outcome(data, Facts)
