@@ -160,7 +160,7 @@ class Core:
             leaked_threads=self._pool.leaked,
         )
         try:
-            self.start_tree()
+            self.start_tree().result()
         except BaseException:
             self._state = "closed"
             self._release(1.0)
@@ -168,12 +168,22 @@ class Core:
         self._state = "open"
         atexit.register(self._close_at_exit)
 
-    def start_tree(self) -> None:
-        """Start store actor and run supervisor, in this order, and wait until both are ready."""
+    def start_tree(self) -> Promise[None]:
+        """Start the store actor and, once it has opened the store, the run supervisor.
+
+        Does not block: the promise holds when both are ready.
+        """
         opened: Promise[None] = Promise()
-        self._start_store(opened)
-        opened.result()
         ready: Promise[None] = Promise()
+        opened.add_done_callback(lambda _: self._start_supervisor(opened, ready))
+        self._start_store(opened)
+        return ready
+
+    def _start_supervisor(self, opened: Promise[None], ready: Promise[None]) -> None:
+        error = opened.error()
+        if error is not None:
+            ready.try_fail(error)
+            return
         self._supervisor = RunSupervisor.start_on(
             self.env.supervisor_home,
             self.env,
@@ -182,7 +192,6 @@ class Core:
             ready,
             on_exit=lambda report: self._supervisor_exited(report, ready),
         )
-        ready.result()
 
     def _start_store(self, opened: Promise[None]) -> None:
         self._store_ref = StoreActor.start_on(
@@ -228,7 +237,11 @@ class Core:
         ready.try_fail(report.error)
         if self._state == "open":
             self._closed_by = ErrorInfo.of(report.error)
-            threading.Thread(target=self._close_crashed, name="executus-escalation", daemon=True).start()
+            self._escalate()
+
+    def _escalate(self) -> None:
+        """Close from a thread of its own: the one that reports the crash belongs to the dispatchers that close."""
+        threading.Thread(target=self._close_crashed, name="executus-escalation", daemon=True).start()
 
     def _close_crashed(self) -> None:
         with self._lock:
