@@ -195,7 +195,7 @@ class Admission:
                 errors.append(error if isinstance(error, ExecutusError) else StartFailed(str(error)))
             left -= 1
             if left == 0:
-                slot.attempt_tell(ChildrenSpawned(errors[0] if errors else None))
+                slot.tell_attempt(ChildrenSpawned(errors[0] if errors else None))
 
         replies: list[Promise[Incarnation]] = [Promise() for _ in message.orders]
         for reply, order in zip(replies, message.orders, strict=True):

@@ -167,6 +167,9 @@ class RestartHistory(msgspec.Struct, frozen=True):
         return RestartHistory((*self.within(policy.within_s, now_s), now_s), self.total + 1)
 
 
+NO_RESTARTS: Final = RestartHistory()
+
+
 class Restart(msgspec.Struct, frozen=True, tag=True):
     """Run it again: from its last completed step, or `afresh` from its input.
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from executus.actors.definition import RunDefinition, encode_next
+from executus.actors.incarnation import pop_first, tell_if_alive
 from executus.actors.messages import ClaimLost, OfferSave, SaveAcknowledged, SaveNow
 from executus.actors.policies import SavePolicy
 from executus.actors.run import Next, Waiting
 from executus.stores import Claim, ExecutusError, RunClaim, Save, Snapshot, Token
 
 if TYPE_CHECKING:
+    from executus.actors.actor import ActorRef
     from executus.actors.future import Promise
 
 
@@ -53,7 +54,7 @@ class SaveSlot:
 
     __slots__ = (
         "attempt",
-        "attempt_tell",
+        "attempt_ref",
         "claim",
         "closed",
         "definition",
@@ -80,7 +81,7 @@ class SaveSlot:
         port: StorePort,
         *,
         durable_seq: int,
-        durable_waiters: deque[tuple[int, Promise[int]]],
+        durable_waiters: list[tuple[int, Promise[int]]],
     ) -> None:
         self.definition = definition
         self.token: Token = claim.token
@@ -109,10 +110,15 @@ class SaveSlot:
         self.durable_waiters = durable_waiters
         """(seq, promise) pairs of whoever waits for durability.
 
-        A deque, because append and popleft are atomic: a waiter is either seen by the acknowledgement that it waits
+        Only appended to and popped, which is atomic: a waiter is either seen by the acknowledgement that it waits
         for, or its own SaveNow, told after the append, finds it.
         """
-        self.attempt_tell: Any = None
+        self.attempt_ref: ActorRef[Any] | None = None
+
+    def tell_attempt(self, message: object) -> None:
+        """Tell the attempt, ahead of its other messages. One that has ended needs to hear nothing."""
+        if self.attempt_ref is not None:
+            tell_if_alive(self.attempt_ref, message, control=True)
 
     def publish(self, published: Published) -> None:
         """Make this the newest state and see that the store actor looks. On the attempt's thread."""
@@ -171,26 +177,28 @@ class SaveSlot:
         self.durable_seq = max(self.durable_seq, seq)
         self.strikes = 0
         if 0 < self.waiting_seq <= seq:
-            self.attempt_tell(SaveAcknowledged(seq))
+            self.tell_attempt(SaveAcknowledged(seq))
         self.answer_waiters()
 
     def answer_waiters(self) -> None:
         """Resolve the promises that wait for a seq which is durable now."""
         for _ in range(len(self.durable_waiters)):
-            seq, promise = self.durable_waiters.popleft()
-            if seq <= self.durable_seq:
-                promise.try_set(self.durable_seq)
+            waiter = pop_first(self.durable_waiters)
+            if waiter is None:
+                return  # somebody else answers them at the same time
+            if waiter[0] <= self.durable_seq:
+                waiter[1].try_set(self.durable_seq)
             else:
-                self.durable_waiters.append((seq, promise))
+                self.durable_waiters.append(waiter)
 
     def fail_waiters(self, seq: int, error: ExecutusError) -> None:
         """The save of `seq` was refused or failed: who waits for it is told so."""
         if 0 < self.waiting_seq <= seq:
-            self.attempt_tell(SaveAcknowledged(seq, error))
-        while self.durable_waiters:
-            self.durable_waiters.popleft()[1].try_fail(error)
+            self.tell_attempt(SaveAcknowledged(seq, error))
+        while (waiter := pop_first(self.durable_waiters)) is not None:
+            waiter[1].try_fail(error)
 
     def refuse(self, current: RunClaim | None) -> None:
         """The store has refused this attempt for good; tell it to stop."""
         self.closed = True
-        self.attempt_tell(ClaimLost(current))
+        self.tell_attempt(ClaimLost(current))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from executus.actors.actor import Actor, ActorRef
@@ -177,7 +176,7 @@ class RunSupervisor(Actor):
             )
             return
         inc.attempt_ref = ref
-        slot.attempt_tell = partial(tell_if_alive, ref, control=True)
+        slot.attempt_ref = ref
         tell_if_alive(ref, PROCEED)
         if slot.published is not None and not slot.dirty:
             slot.dirty = True
