@@ -489,6 +489,7 @@ def test_a_late_monitor_gets_the_report_at_once_and_each_monitor_gets_it_once(
     wait_until(lambda: len(reports) == 2)
     ref.monitor(reports.append)
     assert reports == [reports[0]] * 3
+    assert ref._monitors == ()
     assert reports[0] == ExitReport(str(ref), None, "stopping", abandoned=False, unhandled=0)
 
 
@@ -707,9 +708,10 @@ def test_a_full_mailbox_is_an_error_at_the_teller_and_lets_the_end_through(pool:
 # --- abandon ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sent", ["asked", "told"])
 @pytest.mark.parametrize("ends", ["returns", "raises"])
 def test_an_abandoned_actor_is_dead_at_once_and_nothing_of_the_stuck_call_has_effect(
-    pool: WorkerPool, reports: list[ExitReport], ends: str
+    pool: WorkerPool, reports: list[ExitReport], ends: str, sent: str
 ):
     gate = Gate()
 
@@ -721,7 +723,9 @@ def test_an_abandoned_actor_is_dead_at_once_and_nothing_of_the_stuck_call_has_ef
 
     ref = Obedient.start_on(pool, on_exit=reports.append)
     actor = actor_of(ref)
-    asked = ref.ask(stuck, block=False)
+    asked = [ref.ask(stuck, block=False)] if sent == "asked" else []
+    if sent == "told":
+        ref.tell(stuck)
     assert gate.inside.wait(5)
     stuck_thread = ref.running_thread()
     assert stuck_thread in sys._current_frames()
@@ -731,7 +735,7 @@ def test_an_abandoned_actor_is_dead_at_once_and_nothing_of_the_stuck_call_has_ef
     assert ref.abandon() is False
     assert not ref.is_alive()
     assert reports == [ExitReport(str(ref), None, "running", abandoned=True, unhandled=2)]
-    for future in (asked, queued):
+    for future in (*asked, queued):
         with pytest.raises(pykka.ActorDeadError):
             future.get(timeout=0)
     assert pool.leaked() == 1
@@ -782,6 +786,19 @@ def test_an_actor_abandoned_before_its_first_turn_never_starts(by_hand: ByHand, 
     by_hand.run()
     assert actor.diary == []
     assert (reports[0].phase, reports[0].unhandled) == ("starting", 1)
+
+
+def test_an_ask_taken_when_its_actor_is_abandoned_is_answered(by_hand: ByHand):
+    ref = Obedient.start_on(by_hand)
+    by_hand.run()
+    actor = actor_of(ref)
+    future = ref.ask("x", block=False)
+    taken = ref.take()
+    ref.abandon()  # between taking the ask and having it in hand
+    assert ref._answer(actor, taken) is False
+    with pytest.raises(pykka.ActorDeadError):
+        future.get(timeout=0)
+    assert "x" not in actor.diary
 
 
 def test_an_actor_may_be_abandoned_on_a_dispatcher_that_cannot_replace_threads(reports: list[ExitReport]):
@@ -869,6 +886,13 @@ def test_a_blocking_ask_of_oneself_raises_at_once(pool: WorkerPool):
         ref.ask(lambda: ref.proxy().double(1).get(), timeout=5)
     assert ref.ask(lambda: ref.ask("x", block=False), timeout=5).get(timeout=5) == "x"
     ref.stop()
+
+
+def test_a_thread_that_ran_an_actor_is_not_taken_for_it_afterwards(by_hand: ByHand):
+    ref = Plain.start_on(by_hand)
+    by_hand.run()
+    with pytest.raises(AskTimeout):  # and no AskCycle: it is this test that asks
+        ref.ask("x", timeout=0.01)
 
 
 def test_a_circle_of_blocking_asks_raises_instead_of_hanging(pool: WorkerPool):

@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 
-from executus.actors.dispatcher import Dispatcher, LoopDispatcher, StandAside, ThreadDispatcher, TurnBudget, WorkerPool
+from executus.actors.dispatcher import (
+    Dispatcher,
+    LoopDispatcher,
+    StandAside,
+    ThreadDispatcher,
+    TurnBudget,
+    WorkerPool,
+    _Worker,
+)
 from executus.actors.errors import DispatcherClosed, RuntimeForked
 from tests.waiting import wait_until
 
@@ -242,6 +250,28 @@ def test_turns_that_block_are_given_more_threads_until_all_run(pool: WorkerPool)
     gate.opened.set()
 
 
+def test_turns_that_come_together_wake_a_worker_each(pool: WorkerPool):
+    # One wake-up at a time: the worker that wakes must wake the next, or the second turn waits for the first to end.
+    for _ in range(100):
+        gate = Gate()
+        for _ in range(2):
+            pool.schedule(Turn(gate))
+        wait_until(lambda gate=gate: gate.inside == 2)  # type: ignore[misc]
+        gate.opened.set()
+        wait_until(lambda: len(pool._idle) == 2)
+    assert pool.threads() == 2
+
+
+def test_a_worker_woken_while_its_idle_time_runs_out_takes_the_wake_up():
+    pool = WorkerPool()
+    worker = _Worker()
+    pool._workers.add(worker)
+    pool._waking = True
+    worker.parked.release()  # popped from the idle list and released, just when its waiting timed out
+    assert not pool._ends_idle(worker)
+    assert not pool._waking
+
+
 def test_a_thousand_turns_that_block_a_tenth_of_a_second_do_not_queue_up_behind_each_other(pool: WorkerPool):
     jobs = [pool.submit(lambda: time.sleep(0.1)) for _ in range(1000)]
     before_s = time.monotonic()
@@ -302,13 +332,31 @@ def test_turns_that_compute_do_not_breed_threads_but_never_shut_the_others_out()
         while not stop:
             pass
 
-    for _ in range(3):  # more than the minimum of threads
+    for _ in range(6):  # more than the minimum of threads
         pool.schedule(Turn(spin))
-    assert pool.submit(lambda: "had its turn").result(30) == "had its turn"
-    crowd = pool.threads()
+    assert pool.submit(lambda: "had its turn").result(60) == "had its turn"
     stop = True
     assert pool.close(30)
-    assert crowd <= 12
+
+
+def test_many_turns_that_compute_share_few_threads():
+    if not hasattr(time, "pthread_getcpuclockid"):
+        pytest.skip("the system does not tell the CPU time of another thread")
+    pool = WorkerPool(min_threads=2)
+
+    crowd = 0
+
+    def burn() -> None:
+        nonlocal crowd
+        crowd = max(crowd, pool.threads())
+        until_s = time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
+
+    for job in [pool.submit(burn) for _ in range(60)]:
+        job.result(60)
+    assert crowd <= 16  # measured 2 to 4; if they were taken to block, up to 60
+    assert pool.close()
 
 
 def test_a_thread_that_cannot_be_started_costs_no_work(monkeypatch: pytest.MonkeyPatch):
@@ -349,6 +397,11 @@ def test_a_pool_that_could_not_start_even_its_first_thread_recovers(monkeypatch:
     monkeypatch.setattr(threading.Thread, "start", start)
     assert pool.submit(lambda: 2).result(5) == 2
     assert first.result(5) == 1
+    gate = Gate()
+    for _ in range(8):
+        pool.schedule(Turn(gate))
+    wait_until(lambda: gate.inside == 8)  # the monitor, too
+    gate.opened.set()
     assert pool.close()
 
 
@@ -384,9 +437,18 @@ def test_abandoning_a_turn_that_is_not_running_changes_nothing(pool: WorkerPool)
 def test_the_monitor_sleeps_when_there_is_nothing_to_do_and_wakes_with_work(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(WorkerPool, "QUIET_TICKS", 2)
     pool = WorkerPool(min_threads=1)
-    for _ in range(3):
+    sleeps = 0
+    sleep = pool._sleep_until_work
+
+    def counted() -> None:
+        nonlocal sleeps
+        sleeps += 1
+        sleep()
+
+    monkeypatch.setattr(pool, "_sleep_until_work", counted)
+    for n in range(1, 4):
         pool.submit(lambda: None).result(5)
-        wait_until(lambda: pool._monitor_asleep)
+        wait_until(lambda n=n: sleeps >= n and pool._monitor_asleep)  # type: ignore[misc]
         gate = Gate()
         for _ in range(8):
             pool.schedule(Turn(gate))
@@ -557,6 +619,22 @@ def test_a_closed_loop_is_a_closed_dispatcher_and_refuses_what_waits(pool: Worke
     with pytest.raises(DispatcherClosed):
         dispatcher.schedule(late)
     assert (waiting.ran_on, late.refusals) == ([], [])
+
+
+def test_a_loop_that_keeps_what_it_will_never_run_is_found_closed_by_the_next_scheduler(pool: WorkerPool):
+    loop = asyncio.new_event_loop()
+    kept: list[Any] = []
+    loop.call_soon_threadsafe = lambda fn, *_: kept.append(fn)  # type: ignore[method-assign,assignment]
+    dispatcher = LoopDispatcher(loop, pool)
+    waiting = Turn()
+    dispatcher.schedule(waiting)
+    loop.close()
+    del loop.call_soon_threadsafe  # type: ignore[method-assign]
+    with pytest.raises(DispatcherClosed):
+        dispatcher.schedule(Turn())
+    assert len(waiting.refusals) == 1
+    kept.clear()
+    assert len(waiting.refusals) == 1
 
 
 def test_a_loop_closed_while_idle_refuses_the_next_turn(pool: WorkerPool):

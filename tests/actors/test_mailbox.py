@@ -190,6 +190,47 @@ def test_a_teller_whose_message_was_taken_before_closing_is_not_told_otherwise()
     box._wake(message)
 
 
+def test_a_message_put_between_the_owner_s_last_look_and_going_idle_wakes_it():
+    # Its teller reads the busy slot while the owner is still in its turn, and leaves the waking to the owner.
+    box = opened()
+    box.tell("first")
+    assert box.enter(1)
+    assert box.take() == "first"
+
+    class Interleaved:
+        """The box's queue, with a teller that comes right after the first look at it."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+            self.looked = False
+
+        def empty(self) -> bool:
+            was_empty = self.inner.empty()
+            if not self.looked:
+                self.looked = True
+                assert box._busy == 1
+                box.tell("second")
+            return was_empty
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+    box._queue = Interleaved(box._queue)  # type: ignore[assignment]
+    box.leave()
+    assert (box.scheduled, box._busy) == (2, SCHEDULED)
+    assert taken(box) == ["second"]
+
+
+def test_of_two_tellers_that_find_the_owner_idle_one_schedules_it():
+    box = opened()
+    box._queue.put(1)
+    box._queue.put(2)
+    box._wake(1)
+    box._wake(2)
+    assert box.scheduled == 1
+    assert taken(box) == [1, 2]
+
+
 class Worker:
     """Runs a box's turns on a thread of its own, and counts what it takes."""
 
