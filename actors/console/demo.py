@@ -126,7 +126,7 @@ class Demo:
                     continue
                 if countdown is None:
                     # Not at the acknowledgement itself: some steps later, anywhere between two commits.
-                    countdown = random.randrange(len(self._plan.shares))  # noqa: S311 - any moment will do
+                    countdown = random.randrange(len(self._plan.shares))
                 countdown -= self._ledger.steps_begun - begun_before
                 if countdown < 0:
                     self._kill(daemon)

@@ -17,7 +17,8 @@ Facts = tuple[FileFacts, ...]
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What `--json` prints. `recovery_s` is the slowest of `recovery_each_s`: from the start of the next daemon until the last
-    interrupted run has its state back. Steps count when they are begun; `problems` is empty exactly when everything holds."""
+    interrupted run has its state back. Steps count when they are begun; `problems` is empty exactly when everything holds.
+    """
 
     ok: bool
     runs: int

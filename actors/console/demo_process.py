@@ -31,9 +31,9 @@ class DaemonProcess:
         with stderr.open("ab") as errors:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-            )  # noqa: S603 - ourselves
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        assert self._process.stdout is not None  # noqa: S101
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self.pid = self._process.pid
         self._stdin: IO[bytes] = self._process.stdin
         self._stdout: IO[bytes] = self._process.stdout

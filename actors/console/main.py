@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from executus.actors.console.demo import demo
-from executus.actors.console.failures import CommandFailed, ExitCode, complain
+from executus.actors.console.failures import ExitCode, complain
+from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
-from executus.stores import ExecutusError
+from executus.actors.console.show import print_raw, print_shown, show
+from executus.actors.console.values import print_json
+from executus.stores import ExecutusError, RunStatus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def _demo(arguments: argparse.Namespace) -> ExitCode:
     screen = screen_for(as_json=arguments.json)
     summary = demo(arguments.folder, runs=arguments.runs, kills=arguments.kills, keep=arguments.keep, screen=screen)
     if arguments.json:
-        print(msgspec.json.encode(summary).decode())
+        print_json(summary)
     rows = [
         ("runs", str(summary.runs)),
         ("kills (SIGKILL)", str(summary.kills)),
@@ -54,6 +55,28 @@ def _demo(arguments: argparse.Namespace) -> ExitCode:
     if summary.store is not None:
         screen.say(f"the store is kept; look at it with: executus ps {summary.store}")
     return ExitCode.OK if summary.ok else ExitCode.FAILED
+
+
+def _ps(arguments: argparse.Namespace) -> ExitCode:
+    status = None if arguments.status is None else RunStatus(arguments.status)
+    listing = ps(arguments.store, status=status, run_type=arguments.type)
+    if arguments.json:
+        print_json(listing)
+    else:
+        print_listing(listing, screen_for(as_json=False))
+    return ExitCode.OK
+
+
+def _show(arguments: argparse.Namespace) -> ExitCode:
+    if arguments.raw:
+        print_raw(arguments.store, arguments.run)
+        return ExitCode.OK
+    shown = show(arguments.store, arguments.run)
+    if arguments.json:
+        print_json(shown)
+    else:
+        print_shown(shown, screen_for(as_json=False))
+    return ExitCode.OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +98,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--kills", type=_number(0, 20), default=2, metavar="N", help="how many kills (default: 2)")
     one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
     one.set_defaults(command=_demo)
+
+    one = commands.add_parser("ps", parents=[common], help="list the runs of a store, whether its daemon lives or not")
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument(
+        "--status", choices=[status.value for status in RunStatus], metavar="STATUS", help="only these: %(choices)s"
+    )
+    one.add_argument("--type", metavar="TYPE", help="only runs of this type")
+    one.set_defaults(command=_ps)
+
+    one = commands.add_parser("show", parents=[common], help="show everything that a store holds of one run")
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument("run", help="its id")
+    one.add_argument("--raw", action="store_true", help="print the bytes of its state and nothing else")
+    one.set_defaults(command=_show)
     return parser
 
 

@@ -1,0 +1,71 @@
+"""Stored values as people and scripts read them: opaque bytes decoded as far as that is safe, ages, JSON in ASCII."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+MAX_DECODED_BYTES: Final = 1024 * 1024
+"""More is not decoded without its type: a megabyte of empty maps becomes 70 MB of objects, and 16 would become a gigabyte."""
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+_DAY_S: Final = 86_400
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """Stored bytes and what they say. `value` is None, and `why_not` says why, where they are not decoded."""
+
+    size_bytes: int
+    value: Any = None
+    why_not: str | None = None
+
+
+def decoded(data: bytes) -> Decoded:
+    """Decode plain msgpack, without knowing the type, into what JSON can hold."""
+    if len(data) > MAX_DECODED_BYTES:
+        return Decoded(len(data), why_not=f"larger than {MAX_DECODED_BYTES} bytes; --raw prints them")
+    try:
+        return Decoded(len(data), value=json_value(msgspec.msgpack.decode(data)))
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        return Decoded(len(data), why_not=f"not plain msgpack ({error}); --raw prints them")
+
+
+def json_value(value: object) -> Any:
+    """What JSON can hold of a value; bytes as base64, keys of any kind as text. Raises what msgspec raises, RecursionError."""
+    match value:
+        case dict():
+            return {key if isinstance(key, str) else str(key): json_value(item) for key, item in value.items()}
+        case list() | tuple():
+            return [json_value(item) for item in value]
+        case None | str() | bool() | int() | float():
+            return value
+        case _:
+            return json_value(msgspec.to_builtins(value, str_keys=True))
+
+
+def print_json(value: object) -> None:
+    """One JSON value on stdout, in ASCII: whatever is in the store cannot drive a terminal."""
+    print(json.dumps(json_value(value)))
+
+
+def pretty(value: object) -> list[str]:
+    """JSON for people, by lines; to be escaped when printed."""
+    return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
+
+
+def age(seconds: float) -> str:
+    """How long ago: `4.2 s`, `7 min`, `3.5 h`, `12 d`."""
+    if seconds < _MINUTE_S:
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < _HOUR_S:
+        return f"{seconds / _MINUTE_S:.0f} min"
+    if seconds < _DAY_S:
+        return f"{seconds / _HOUR_S:.1f} h"
+    return f"{seconds / _DAY_S:.0f} d"
+
+
+def texts(labels: dict[str, str]) -> str:
+    """Labels in one line."""
+    return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
