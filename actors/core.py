@@ -115,6 +115,8 @@ class Core:
         self._store_restarts = 0
         self._store_error: ErrorInfo | None = None
         self._closed_by: ErrorInfo | None = None
+        self._unanswered: set[Promise[Any]] = set()
+        """Replies that the supervisor owes: if it dies before it has handled the order, nobody else would answer."""
         self.port = StorePort(self._tell_store)
         self.env: Environment
         if logger is not False:
@@ -222,8 +224,9 @@ class Core:
         if self._state in {"closing", "closed"}:
             return
         opened: Promise[None] = Promise()
-        opened.add_done_callback(self._store_reopened)
         self._start_store(opened)
+        # After `_store_ref` is the new one: what the supervisor sends again must not go to the old one.
+        opened.add_done_callback(self._store_reopened)
 
     def _store_reopened(self, opened: Promise[None]) -> None:
         if opened.error() is None:
@@ -318,6 +321,8 @@ class Core:
             self._loop_thread.close(timeout_s)
         self._timers.close(timeout_s)
         self._pool.close(0.2)
+        for reply in list(self._unanswered):
+            reply.try_fail(self._not_open())
 
     def _interrupt_all(self, reason: str) -> None:
         """Nobody will end these any more: their waiters get RunInterrupted, never a hang."""
@@ -348,6 +353,9 @@ class Core:
         """Give an order; the replies fail if there is nobody to take it."""
         self.check_process()
         if self._state == "open" and self._supervisor is not None:
+            self._unanswered.update(replies)
+            for reply in replies:
+                reply.add_done_callback(self._unanswered.discard)
             try:
                 self._supervisor.tell(message)
             except ExecutusError:
@@ -355,8 +363,11 @@ class Core:
             else:
                 return
         for reply in replies:
-            why = f": {self._closed_by}" if self._closed_by is not None else ""
-            reply.try_fail(RuntimeNotOpen(f"this runtime is {self._state}{why}"))
+            reply.try_fail(self._not_open())
+
+    def _not_open(self) -> RuntimeNotOpen:
+        why = f": {self._closed_by}" if self._closed_by is not None else ""
+        return RuntimeNotOpen(f"this runtime is {self._state}{why}")
 
     def check_process(self) -> None:
         """Raise RuntimeForked in a forked child."""

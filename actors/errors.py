@@ -177,6 +177,10 @@ class NoReply(ExecutusError):
     """`receive` handled the ask without returning Reply(...)."""
 
 
+class QueryFailed(ExecutusError):
+    """`query` raised what is no Exception (SystemExit, KeyboardInterrupt, CancelledError …), which would end its asker, too."""
+
+
 class WaitTimeout(ExecutusError, TimeoutError):
     """The time given for waiting is over. The run goes on; only the waiting ended."""
 

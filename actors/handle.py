@@ -7,11 +7,11 @@ import contextvars
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from executus.actors.errors import BlockingCallOnLoop, InvalidMessage
+from executus.actors.errors import BlockingCallOnLoop, InvalidMessage, QueryFailed
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, Letter, RunView, ended_error, result_of
 from executus.actors.messages import EndRun, SaveNow
-from executus.actors.outcomes import CancelRequested, Cause, KillRequested, Outcome, StopRequested
+from executus.actors.outcomes import CancelRequested, Cause, ErrorInfo, KillRequested, Outcome, StopRequested
 from executus.stores import ExecutusError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promis
             try:
                 answer.try_set(await run.query(state, question))
             except BaseException as error:  # noqa: BLE001 - the asker's, whatever it is; a SystemExit must not reach the loop
-                answer.try_fail(error)
+                answer.try_fail(_harmless(inc.run_id, error))
 
         # A context of its own: a query has no RunContext, even when asked from inside a callback.
         loop.call_soon_threadsafe(lambda: loop.create_task(call(), context=contextvars.Context()))
@@ -155,11 +155,20 @@ def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promis
     def settle(done: Promise[Any]) -> None:
         error = done.error()
         if error is not None:
-            answer.try_fail(error)
+            answer.try_fail(_harmless(inc.run_id, error))
         else:
             answer.try_set(done.result(0))
 
     job.add_done_callback(settle)
+
+
+def _harmless(run_id: str, error: BaseException) -> Exception:
+    """What a query raised, for its asker: a SystemExit or CancelledError raised there would end the asker, too."""
+    if isinstance(error, Exception):
+        return error
+    failed = QueryFailed(f"run {run_id!r}: its query raised {ErrorInfo.of(error)}")
+    failed.__cause__ = error
+    return failed
 
 
 class RunHandle(_Handle[R]):
