@@ -21,7 +21,7 @@ from executus.actors.console.failures import CommandFailed, ExitCode
 from executus.actors.console.screen import Screen
 
 WORK_S: Final = 4.0
-"""What the work should take without a kill, so that there is a middle to be killed in; pauses make up for what reading takes less."""
+"""What the work should take without a kill, so that it has a middle; pauses make up for what reading takes less."""
 READING_BYTES_PER_S: Final = 20_000_000
 """About what one core reads, splits and digests; only the length of the pauses depends on it."""
 
@@ -45,8 +45,8 @@ def demo(folder: Path | None, *, runs: int, kills: int, keep: bool, screen: Scre
     plan = _plan(folder, runs, kills)
     files = plan.selection
     screen.say(
-        f"{runs} runs read {len(files.files)} files ({files.size_bytes / 1e6:.1f} MB{', cut' if files.cut else ''}) of {files.folder}, "
-        f"a file a step, and save every {EVERY_S:g} s."
+        f"{runs} runs read {'the first ' if files.cut else ''}{len(files.files)} files "
+        f"({files.size_bytes / 1e6:.1f} MB) of {files.folder}, a file a step, and save every {EVERY_S:g} s"
     )
     work = Path(tempfile.mkdtemp(prefix="executus-demo-"))
     try:
@@ -91,7 +91,7 @@ def _plan(folder: Path | None, runs: int, kills: int) -> Plan:
 
 
 class Demo:
-    """Lives of the daemon, one after the other, until the work is done. Every kill is decided on reported facts, none on time."""
+    """Lives of the daemon, one after the other, until the work is done. Kills are decided on facts, not on time."""
 
     def __init__(self, plan: Plan, ledger: Ledger, work: Path, screen: Screen) -> None:
         self._plan = plan
@@ -108,7 +108,7 @@ class Demo:
         self._live(None)
 
     def _live(self, kill_at: float | None) -> bool:
-        """One life of the daemon, killed once `kill_at` of the work is acknowledged. False when it was through before."""
+        """One life of the daemon, killed once `kill_at` of the work is acknowledged. False when it ended before."""
         self._ledger.started(time.monotonic())
         daemon = DaemonProcess(self._job, self._work / "daemon.log")
         try:
@@ -148,13 +148,14 @@ class Demo:
         self._take(daemon.kill())
         kill = self._ledger.killed(daemon.pid, at_s)
         self._screen.say(
-            f"killed pid {kill.pid} with SIGKILL at {kill.share:.0%}: {len(kill.newest)} runs were in the middle of their work, "
-            f"the oldest of their snapshots was {kill.oldest_snapshot_s:.2f} s old"
+            f"killed pid {kill.pid} with SIGKILL at {kill.share:.0%}: {len(kill.newest)} runs were in the middle of "
+            f"their work, the oldest of their snapshots was {kill.oldest_snapshot_s:.2f} s old"
         )
 
 
 def _back(kill: Kill, pid: int) -> str:
     return (
-        f"started again as pid {pid}, back after {kill.back_after_s:.2f} s: {len(kill.resumed_from)} runs resumed from their snapshots, "
+        f"started again as pid {pid}, back after {kill.back_after_s:.2f} s: "
+        f"{sum(seq > 0 for seq in kill.resumed_from.values())} runs resumed from their snapshots, "
         f"{kill.kept} steps kept"
     )

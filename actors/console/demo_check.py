@@ -1,4 +1,4 @@
-"""What the demo has to prove, and whether it did: the ledger's invariants, and every result against a plain loop over the same files."""
+"""What the demo has to prove: the ledger's invariants, and every result against a plain loop over the same files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Facts = tuple[FileFacts, ...]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `--json` prints. `recovery_s` is the slowest of `recovery_each_s`: from the start of the next daemon until the last
-    interrupted run has its state back. Steps count when they are begun; `problems` is empty exactly when everything holds.
+    """What `--json` prints.
+
+    `recovery_s` is the slowest of `recovery_each_s`: from the start of the next daemon until the last interrupted run
+    has its state back. Steps count when they are begun. `problems` is empty exactly when everything holds.
     """
 
     ok: bool
@@ -105,7 +107,8 @@ def _result(store: LmdbReader, run_id: str) -> Facts | str:
 
 def _broken_invariants(shares: dict[str, Share], ledger: Ledger, kills: int) -> list[str]:
     problems = [
-        f"kill {number}: {run_id} came back from {kill.resumed_from.get(run_id, 'nothing')}, acknowledged was {kill.newest[run_id]}"
+        f"kill {number}: {run_id} came back from {kill.resumed_from.get(run_id, 'nothing')}, "
+        f"acknowledged was {kill.newest[run_id]}"
         for number, kill in enumerate(ledger.kills, 1)
         for run_id in kill.lost
     ]

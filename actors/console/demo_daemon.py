@@ -1,4 +1,4 @@
-"""The daemon of the demo: started, killed and started again with the same line. Its job comes on stdin, its reports go to stdout.
+"""The daemon of the demo: started, killed and started again. Its job comes on stdin, its reports go to stdout.
 
 It does what any daemon does that embeds a runtime: open the store, start its runs with `if_exists="return"`, wait.
 """
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def report(message: Report) -> None:
-    """One write each: below the size of a pipe's atomic write, so lines of several threads never mix, and a SIGKILL cuts none."""
+    """One write a report, which a pipe takes whole: lines of several threads never mix, and a SIGKILL cuts none."""
     os.write(1, msgspec.json.encode(message) + b"\n")
 
 

@@ -15,7 +15,7 @@ MAX_BYTES: Final = 40_000_000
 """Together they keep the demo below 15 s on two cores, however large the folder; the standard library is 32 MB."""
 MAX_FILE_BYTES: Final = 2_000_000
 LEAST_STEPS: Final = 12
-"""So many files a run reads at least, so that there is a middle to be killed in; a small folder's files are then read by several runs."""
+"""So many files a run reads at least, so that it has a middle; a small folder's are then read by several runs."""
 _HEAD_BYTES: Final = 4_096
 _PASSED_OVER: Final = frozenset({"__pycache__", "site-packages", "dist-packages", "node_modules"})
 
@@ -35,7 +35,7 @@ def default_folder() -> Path:
 
 
 def select(folder: Path, suffix: str = "") -> Selection:
-    """The text files below a folder whose names end so, sorted, up to the limits. What cannot be read is passed over."""
+    """The text files below a folder whose names end so, up to the limits. What cannot be read is passed over."""
     files: list[str] = []
     size_bytes = 0
     for path in _walk(folder):
@@ -50,7 +50,7 @@ def select(folder: Path, suffix: str = "") -> Selection:
 
 
 def deal(files: tuple[str, ...], runs: int) -> list[tuple[str, ...]]:
-    """Who reads which: every file once, or, where that is too little for a middle, `LEAST_STEPS` files each, in turn."""
+    """Who reads which: every file once, or, where that is too little, `LEAST_STEPS` files each, in turn."""
     if len(files) >= runs * LEAST_STEPS:
         return [files[i::runs] for i in range(runs)]
     return [tuple(files[(i + k) % len(files)] for k in range(LEAST_STEPS)) for i in range(runs)]

@@ -14,7 +14,7 @@ class Begun(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class StepBegun(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A step was begun: file number `at`. Reported at its start, so that a step that was cut off counts when it is repeated."""
+    """A step was begun, at file number `at`. Reported at its start, so that repeating one that was cut off counts."""
 
     run_id: str
     at: int
@@ -161,7 +161,7 @@ class Ledger:
 
     @property
     def snapshots_lost(self) -> int:
-        """Over all kills: runs that came back from something older than what had been acknowledged, or did not come back."""
+        """Over all kills: runs that came back from something older than had been acknowledged, or not at all."""
         return sum(len(kill.lost) for kill in self.kills) + len(self.revived)
 
     @property

@@ -29,9 +29,8 @@ class DaemonProcess:
         # -P: a folder named `executus` in the working directory must not shadow the installed package.
         command = [sys.executable, "-P", "-m", "executus.actors.console.demo_daemon"]
         with stderr.open("ab") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-            )
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, bufsize=0)  # noqa: S603
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.pid = self._process.pid

@@ -55,10 +55,12 @@ class ReadFiles(Run[Share, Reading, tuple[FileFacts, ...]]):
         self._report = report
 
     def begin(self, share: Share) -> Reading:
+        """Nothing read yet."""
         self._report(Begun(self.context.run_id))
         return Reading(share)
 
     def step(self, state: Reading) -> Reading | Done[tuple[FileFacts, ...]]:
+        """Read one more file."""
         share, at = state.share, len(state.facts)
         if at == len(share.files):
             return Done(state.facts)

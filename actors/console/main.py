@@ -1,19 +1,21 @@
 """The command `executus`: what it takes, and which command it hands that to.
 
-Exit codes: 0 ok; 1 what was asked for failed or an invariant is broken; 2 usage; 3 the store cannot be read (locked, damaged, missing);
-4 not found; 130 interrupted.
+Exit codes: 0 ok; 1 what was asked for failed, or an invariant is broken; 2 usage; 3 the store cannot be read (locked,
+damaged, missing); 4 not found; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from executus.actors.console.demo import demo
-from executus.actors.console.failures import ExitCode, complain
+from executus.actors.console.failures import CommandFailed, ExitCode, complain
 from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
 from executus.actors.console.show import print_raw, print_shown, show
@@ -23,14 +25,27 @@ from executus.stores import ExecutusError, RunStatus
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], ExitCode] = arguments.command
+    given = sys.argv[1:] if argv is None else argv
     try:
+        arguments = _parser().parse_args(given)
+        command: Callable[[argparse.Namespace], ExitCode] = arguments.command
         return command(arguments)
     except ExecutusError as error:
-        return complain(error, as_json=arguments.json)
+        return complain(error, as_json="--json" in given)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does; what Python still holds for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """As argparse's, with usage errors that come out like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exit."""
+        raise CommandFailed(ExitCode.USAGE, f"{message}. To see what it takes: {self.prog} --help")
 
 
 def _demo(arguments: argparse.Namespace) -> ExitCode:
@@ -45,7 +60,7 @@ def _demo(arguments: argparse.Namespace) -> ExitCode:
         ("steps kept", str(summary.steps_kept)),
         ("steps repeated", str(summary.steps_repeated)),
         ("snapshots lost", str(summary.snapshots_lost)),
-        ("time to recover", f"{summary.recovery_s:.2f} s (slowest of {summary.kills})"),
+        ("time to recover", f"{summary.recovery_s:.2f} s (the slowest)" if summary.kills else "-"),
         ("results that differ", f"{summary.results_wrong} of {summary.runs}"),
         ("time altogether", f"{summary.seconds:.1f} s"),
     ]
@@ -68,6 +83,8 @@ def _ps(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _show(arguments: argparse.Namespace) -> ExitCode:
+    if arguments.raw and arguments.json:
+        raise CommandFailed(ExitCode.USAGE, "--raw prints bytes, --json prints JSON: choose one.")
     if arguments.raw:
         print_raw(arguments.store, arguments.run)
         return ExitCode.OK
@@ -80,12 +97,12 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="executus", description="Durable, supervised runs: watch them survive, look at what is stored."
     )
     parser.add_argument("--version", action="version", version=f"executus {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
 
     one = commands.add_parser(

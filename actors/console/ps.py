@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -13,7 +14,9 @@ from executus.actors.console.screen import Screen
 from executus.actors.console.values import age, texts
 from executus.stores import LIVE, LmdbReader, RecordCorrupt, RecordTooLarge, RunStatus, StoredRun
 
-PAGE = 1000
+PAGE: Final = 1000
+HEADS: Final = ("run", "type", "status", "attempt", "durable seq", "saved", "started", "labels", "reason")
+"""Of these, columns without a single entry are left out."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +37,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """What `ps --json` prints. `owner_pid` is that of the daemon that owns the store now; `damaged` are live runs whose
-    claims cannot be read.
+    """What `ps --json` prints.
+
+    `owner_pid` is the daemon that owns the store now; `damaged` are live runs whose claims cannot be read.
     """
 
     store: str
@@ -85,8 +89,11 @@ def print_listing(listing: Listing, screen: Screen) -> None:
     """For people."""
     screen.say(owner_line(listing.store, listing.owner_pid))
     if listing.runs:
-        heads = ("run", "type", "status", "attempt", "durable seq", "saved", "started", "labels", "reason")
-        screen.table(heads, [_cells(row) for row in listing.runs])
+        columns = zip(HEADS, *map(_cells, listing.runs), strict=True)
+        heads, *rows = zip(
+            *(column for column in columns if any(cell not in {"", "-"} for cell in column[1:])), strict=True
+        )
+        screen.table(heads, rows)
     shown = "" if len(listing.runs) == listing.stored_runs else f"{len(listing.runs)} shown, "
     screen.say(f"{shown}{listing.stored_runs} runs, {listing.live_runs} of them live")
     for run_id in listing.damaged:

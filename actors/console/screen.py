@@ -25,7 +25,7 @@ class Screen(Protocol):
         """How far a long work is, 0 to 1."""
         ...
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; without heads if they are empty."""
         ...
 
@@ -38,6 +38,8 @@ def screen_for(*, as_json: bool) -> Screen:
     """The best screen there is."""
     if as_json:
         return SilentScreen()
+    if not sys.stdout.isatty():
+        return PlainScreen()  # for files and pipes: a row a line, however wide
     try:
         return RichScreen()
     except ImportError:
@@ -47,13 +49,17 @@ def screen_for(*, as_json: bool) -> Screen:
 class SilentScreen:
     """Says nothing: the JSON object is the only thing on stdout."""
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """See Screen."""
 
-    def progress(self, share: float, note: str) -> None: ...
+    def progress(self, share: float, note: str) -> None:
+        """See Screen."""
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None: ...
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """See Screen."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """See Screen."""
 
 
 class PlainScreen:
@@ -63,10 +69,12 @@ class PlainScreen:
         self._drawn = ""
 
     def say(self, text: str) -> None:
+        """See Screen."""
         self.close()
         print(escape(text), flush=True)
 
     def progress(self, share: float, note: str) -> None:
+        """See Screen."""
         if not sys.stdout.isatty():
             return
         full = round(share * _BAR_CHARS)
@@ -75,17 +83,17 @@ class PlainScreen:
             print(f"\r{line:<{len(self._drawn)}}", end="", flush=True)
             self._drawn = line
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """See Screen."""
         self.close()
         cells = [[escape(cell) for cell in row] for row in ([heads] if heads else []) + list(rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        if title:
-            print(escape(title))
         for row in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
         sys.stdout.flush()
 
     def close(self) -> None:
+        """See Screen."""
         if self._drawn:
             print(f"\r{'':<{len(self._drawn)}}\r", end="", flush=True)
             self._drawn = ""
@@ -102,19 +110,20 @@ class RichScreen:
         self._task: TaskID | None = None
 
     def say(self, text: str) -> None:
+        """See Screen."""
         self._console.print(self._text(text))
 
     def progress(self, share: float, note: str) -> None:
+        """See Screen."""
         if not self._console.is_terminal:
             return
         bar, task = self._bar, self._task
         if bar is None or task is None:
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415
 
             columns = (
                 BarColumn(_BAR_CHARS),
                 TaskProgressColumn(),
-                TimeElapsedColumn(),
                 TextColumn("{task.description}", markup=False),
             )
             self._bar = bar = Progress(*columns, console=self._console, transient=True)
@@ -122,11 +131,13 @@ class RichScreen:
             bar.start()
         bar.update(task, completed=share, description=escape(note))
 
-    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """See Screen."""
+        from rich import box  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
         self.close()
-        table = Table(title=self._text(title) if title else None, title_justify="left", show_header=bool(heads))
+        table = Table(box=box.ROUNDED if not heads else box.SIMPLE_HEAD, show_header=bool(heads))
         for head in heads or [""] * len(rows[0] if rows else ()):
             table.add_column(head, overflow="fold")
         for row in rows:
@@ -134,6 +145,7 @@ class RichScreen:
         self._console.print(table, soft_wrap=False)
 
     def close(self) -> None:
+        """See Screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None

@@ -1,4 +1,4 @@
-"""`executus show`: everything that a store holds of one run, and its state as far as it can be read without its type."""
+"""`executus show`: everything that a store holds of one run, its state as far as that goes without its type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from executus.actors.console.failures import CommandFailed, ExitCode
 from executus.actors.console.ps import owner_line, reading
 from executus.actors.console.screen import Screen
-from executus.actors.console.values import MAX_DECODED_BYTES, Decoded, age, decoded, json_value, pretty, texts
+from executus.actors.console.values import MAX_DECODED_BYTES, Decoded, age, decoded, json_value, one_line, pretty, texts
 from executus.actors.definition import decode_next
 from executus.actors.outcomes import Failed, decode_outcome
 from executus.actors.run import Waiting
@@ -123,11 +123,9 @@ def print_shown(shown: Shown, screen: Screen) -> None:
         ]
     rows += [("children", " ".join(shown.children))] if shown.children else []
     if snapshot is not None:
+        saved = f"seq {snapshot.seq}, {age(snapshot.saved_ago_s)} ago"
         rows += [
-            (
-                "snapshot",
-                f"seq {snapshot.seq}, {age(snapshot.saved_ago_s)} ago, {snapshot.state.size_bytes} bytes, schema {snapshot.schema_version}",
-            ),
+            ("snapshot", f"{saved}, {snapshot.state.size_bytes} bytes, schema {snapshot.schema_version}"),
             ("next", _next_line(snapshot)),
         ]
     rows += [("damaged", what) for what in shown.damaged]
@@ -221,12 +219,7 @@ def _outcome(reader: LmdbReader, run_id: str, damaged: list[str]) -> Any:
 
 
 def _line(value: Decoded) -> str:
-    text = f"{value.size_bytes} bytes"
-    return (
-        f"{text}, {value.why_not}"
-        if value.why_not is not None
-        else f"{text}: {' '.join(map(str.strip, pretty(value.value)))}"
-    )
+    return f"{value.size_bytes} bytes, {value.why_not}" if value.why_not is not None else one_line(value.value)
 
 
 def _next_line(snapshot: ShownSnapshot) -> str:

@@ -8,7 +8,9 @@ from typing import Any, Final
 import msgspec
 
 MAX_DECODED_BYTES: Final = 1024 * 1024
-"""More is not decoded without its type: a megabyte of empty maps becomes 70 MB of objects, and 16 would become a gigabyte."""
+"""More is not decoded without its type: a megabyte of empty maps becomes 70 MB of objects, 16 a gigabyte."""
+MAX_LINES: Final = 200
+MAX_LINE_CHARS: Final = 300
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
@@ -33,7 +35,7 @@ def decoded(data: bytes) -> Decoded:
 
 
 def json_value(value: object) -> Any:
-    """What JSON can hold of a value; bytes as base64, keys of any kind as text. Raises what msgspec raises, RecursionError."""
+    """What JSON can hold of a value; bytes as base64, keys as text. Raises what msgspec raises, RecursionError."""
     match value:
         case dict():
             return {key if isinstance(key, str) else str(key): json_value(item) for key, item in value.items()}
@@ -51,8 +53,16 @@ def print_json(value: object) -> None:
 
 
 def pretty(value: object) -> list[str]:
-    """JSON for people, by lines; to be escaped when printed."""
-    return json.dumps(value, ensure_ascii=False, indent=2).splitlines()
+    """JSON for people, by lines, the first so many; to be escaped when printed."""
+    lines = json.dumps(value, ensure_ascii=False, indent=2).split("\n")
+    more = len(lines) - MAX_LINES
+    return lines if more <= 0 else [*lines[:MAX_LINES], f"... {more} more lines; --json prints all"]
+
+
+def one_line(value: object) -> str:
+    """JSON for people, in one line, cut."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_LINE_CHARS else f"{text[:MAX_LINE_CHARS]} ... {len(text) - MAX_LINE_CHARS} more"
 
 
 def age(seconds: float) -> str:
