@@ -5,7 +5,7 @@ Each commits its claim first, then launches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -257,10 +257,15 @@ class Admission:
 
     # --- found at boot ------------------------------------------------------------------------------------------------
 
-    def recover(self) -> None:
-        """Plan for every live run of the store, claim what comes back, set aside what cannot. Raises StoreError."""
+    def recover(self, recovered: Callable[[], None]) -> None:
+        """Plan for every live run of the store, claim what comes back, set aside what cannot. Raises StoreError.
+
+        `recovered` is called when all that is committed; or, so that nobody waits for a store that has just broken, at
+        the first failure or after START_PATIENCE_S. The commits are tried on.
+        """
         store, resumed, parked = self._env.store, 0, 0
         quarantined = len(store.damaged())
+        batches: list[list[tuple[Incarnation | None, Operation]]] = []
         batch: list[tuple[Incarnation | None, Operation]] = []
         for claim in store.live():
             stored = store.load(claim.run_id)
@@ -277,13 +282,14 @@ class Admission:
                     if (claim.status, claim.reason) != (status, reason):
                         batch.append((None, SetAside(expected=claim.token, status=status, reason=reason)))
             if len(batch) == RECOVERY_BATCH:
-                self._claim_recovered(batch)
+                batches.append(batch)
                 batch = []
         if batch:
-            self._claim_recovered(batch)
+            batches.append(batch)
         self._env.events.emit(
             RuntimeOpened(boot_epoch=store.boot_epoch, resumed=resumed, parked=parked, quarantined=quarantined)
         )
+        self._claim_recovered(batches, recovered)
 
     def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Operation]:
         record = stored.record
@@ -312,7 +318,15 @@ class Admission:
             )
         )
 
-    def _claim_recovered(self, batch: list[tuple[Incarnation | None, Operation]]) -> None:
+    def _claim_recovered(
+        self, batches: list[list[tuple[Incarnation | None, Operation]]], recovered: Callable[[], None]
+    ) -> None:
+        if not batches:
+            recovered()
+            return
+        patience = self._env.timers.call_at(self._env.clock.now_s() + START_PATIENCE_S, recovered)
+        left = len(batches)
+
         def one(inc: Incarnation, verdict: Verdict) -> None:
             match verdict:
                 case Accepted():
@@ -320,9 +334,19 @@ class Admission:
                 case Refused(_, current):
                     self._life.lost(inc, current)
 
-        def then(verdicts: Verdicts) -> None:
+        def then(batch: list[tuple[Incarnation | None, Operation]], verdicts: Verdicts) -> None:
+            nonlocal left
             for (inc, _), verdict in zip(batch, verdicts, strict=True):
                 if inc is not None and inc.stage is Stage.CLAIMING:
                     one(inc, verdict)
+            left -= 1
+            if left == 0:
+                patience.cancel()
+                recovered()
 
-        self._desk.commit([operation for _, operation in batch], then)
+        def failed(_error: ExecutusError) -> bool:
+            recovered()
+            return False
+
+        for batch in batches:
+            self._desk.commit([operation for _, operation in batch], partial(then, batch), failed=failed)

@@ -75,7 +75,9 @@ class RunSupervisor(Actor):
 
     def on_start(self) -> None:
         """Find what the last process left, before any other message."""
-        self.admission.recover()
+        self.admission.recover(self._recovered)
+
+    def _recovered(self) -> None:
         self._ready.try_set(None)
 
     def on_receive(self, message: object) -> None:
