@@ -13,7 +13,14 @@ import msgspec
 
 from executus.actors.boot import Resume, SetAsideAs, plan
 from executus.actors.desk import Desk, Lifecycle, Verdicts, taken
-from executus.actors.errors import NotResumable, RunExists, RuntimeDraining, StartFailed
+from executus.actors.errors import (
+    NotRegistered,
+    NotResumable,
+    ResultUnreadable,
+    RunExists,
+    RuntimeDraining,
+    StartFailed,
+)
 from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
 from executus.actors.family import Family
 from executus.actors.future import Promise
@@ -245,6 +252,9 @@ class Admission:
         self._desk.emit(RunResumed, inc, strikes=inc.claim.strikes)
         try:
             self._family.find(inc)
+        except (NotRegistered, ResultUnreadable) as error:
+            facts = ExitEvidence(phase=Phase.STARTING, incompatible=f"of a child: {error}", causes=tuple(inc.causes))
+            self._life.exited(inc, facts, None)
         except StoreError as error:
             inc.origin = Source.STORE
             self._life.exited(

@@ -165,6 +165,7 @@ class Core:
             self.start_tree().result()
         except BaseException:
             self._state = "closed"
+            self._stop_store(1.0)
             self._release(1.0)
             raise
         self._state = "open"
@@ -303,12 +304,15 @@ class Core:
         self.close(EXIT_DRAIN_S)
 
     def _shut_down(self, timeout_s: float) -> None:
-        if self._store_ref is not None and self._store_ref.is_alive():
-            self._store_ref.stop(block=False).wait(timeout_s)
+        self._stop_store(timeout_s)
         self._release(timeout_s)
         self._state = "closed"
         atexit.unregister(self._close_at_exit)
         self.events.emit(RuntimeClosed(escalated=self._closed_by))
+
+    def _stop_store(self, timeout_s: float) -> None:
+        if self._store_ref is not None and self._store_ref.is_alive():
+            self._store_ref.stop(block=False).wait(timeout_s)
 
     def _release(self, timeout_s: float) -> None:
         if self._supervisor is not None:

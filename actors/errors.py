@@ -111,6 +111,10 @@ class RunNotFound(ExecutusError, LookupError):
         super().__init__(f"no run {run_id!r} is known, neither live nor in the store")
 
 
+class ResultUnreadable(ExecutusError, TypeError):
+    """A stored result does not fit the Result that this code declares for its run type. It stays as it is."""
+
+
 class NotResumable(ExecutusError):
     """`resume` of a run that is not stopped, failed or quarantined, or of which no state can be read."""
 

@@ -11,7 +11,7 @@ from executus.actors.messages import EndRun
 from executus.actors.outcomes import CancelRequested, Cause, KillRequested, Outcome
 from executus.actors.run import ChildEnded
 from executus.actors.stored_runs import resting_incarnation
-from executus.stores import ExecutusError
+from executus.stores import LIVE, ExecutusError
 
 
 class Family:
@@ -56,7 +56,7 @@ class Family:
     def find(self, inc: Incarnation) -> None:
         """Derive from the store which children a resumed parent has, and which ends it has not taken in yet.
 
-        Raises StoreError.
+        Raises StoreError, and NotRegistered or ResultUnreadable for a child whose end this code cannot read.
         """
         store = self._desk.env.store
         for child_run_id, link in store.children(inc.run_id):
@@ -64,8 +64,8 @@ class Family:
                 continue
             inc.children[link.key] = child_run_id
             stored = store.load(child_run_id)
-            if stored is None or child_run_id in self._desk.table or stored.record is None:
-                continue
+            if stored is None or child_run_id in self._desk.table or stored.claim.status in LIVE:
+                continue  # what is live goes on or is parked: its end is still to come
             ended = resting_incarnation(self._desk.env, stored).ending.result(0)
             if ended.outcome is not None:
                 _deliver(inc, link.key, child_run_id, ended.outcome)

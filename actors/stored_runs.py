@@ -7,7 +7,7 @@ import msgspec
 from executus.actors.boot import BootFacts
 from executus.actors.definition import RunDefinition
 from executus.actors.environment import Environment
-from executus.actors.errors import NotResumable, RunNotFound
+from executus.actors.errors import NotRegistered, NotResumable, ResultUnreadable, RunNotFound
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import StartOrder
 from executus.actors.outcomes import Outcome, Quarantined, decode_outcome
@@ -96,24 +96,37 @@ def incarnation_of_record(claim: RunClaim, record: RunRecord, definition: RunDef
 
 
 def stored_outcome(env: Environment, claim: RunClaim, definition: RunDefinition) -> Outcome | None:
-    """The outcome that the store holds for a run that has ended. Raises RecordCorrupt."""
+    """The outcome that the store holds for a run that has ended. Raises RecordCorrupt, ResultUnreadable."""
     if claim.status is RunStatus.QUARANTINED:
         return Quarantined(claim.reason)
     if claim.status not in ENDED:
         return None
     data = env.store.load_outcome(claim.run_id)
-    return None if data is None else decode_outcome(data, definition.result_type)
+    try:
+        return None if data is None else decode_outcome(data, definition.result_type)
+    except msgspec.MsgspecError as error:
+        msg = (
+            f"run {claim.run_id!r} is {claim.status.value}; its result does not fit the Result of {definition.name!r} "
+            f"as this code declares it: {error}. It was left as it is."
+        )
+        raise ResultUnreadable(msg) from error
 
 
 def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
-    """For handles of a run that does not run here.
-
-    Raises RunNotFound for an unreadable or unregistered one, RecordCorrupt.
-    """
+    """For handles of a run that does not run here. Raises NotRegistered, RecordCorrupt, ResultUnreadable."""
     claim, record = stored.claim, stored.record
     definition = None if record is None else env.registry.named(record.run_type)
-    if record is None or definition is None:
-        raise RunNotFound(claim.run_id)
+    if record is None:
+        msg = (
+            f"run {claim.run_id!r} is {claim.status.value}, and its start record cannot be read. It was left as it is."
+        )
+        raise RecordCorrupt(msg, run_id=claim.run_id, what="record")
+    if definition is None:
+        msg = (
+            f"run {claim.run_id!r} is {claim.status.value} and of type {record.run_type!r}, which is not registered "
+            "with this runtime. Add it to runs=[...], or the name to a run's aliases. It was left as it is."
+        )
+        raise NotRegistered(msg)
     inc = incarnation_of_record(claim, record, definition)
     inc.stage = Stage.ENDED
     ending = Ending(claim.status, stored_outcome(env, claim, definition), claim.reason)
