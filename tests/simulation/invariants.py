@@ -1,0 +1,358 @@
+"""What must hold, checked from what was acknowledged, committed and called; never from what the code under test believes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executus.actors.events import Event, RunEvent, RunRestored, SnapshotSaved
+from executus.actors.incarnation import Ending, Incarnation
+from executus.actors.outcomes import Completed
+from executus.actors.throttle import GRID_S
+from executus.stores import (
+    ENDED,
+    LIVE,
+    RESUMABLE,
+    Accepted,
+    Claim,
+    Delete,
+    MemoryStore,
+    Operation,
+    RunStatus,
+    Save,
+    SetAside,
+    Settle,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Process
+
+Life = tuple[str, int]
+"""Run id and incarnation."""
+
+
+class Violation(AssertionError):
+    """Something that must hold did not."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What the disk holds of a run, as the accepted operations say."""
+
+    incarnation: int
+    epoch: int
+    status: RunStatus
+
+
+@dataclass(slots=True)
+class Report:
+    """An ending that somebody was told."""
+
+    ending: Ending
+    proven: bool
+    boot: int
+
+
+class Ledger:
+    """Everything that happened, and what must not have."""
+
+    def __init__(self, disk: MemoryStore, now_s: Callable[[], float]) -> None:
+        self.disk = disk
+        self.now_s = now_s
+        self.notes: list[tuple[float, str, str]] = []
+        self.violations: list[str] = []
+        self.boot = 0
+        self.rows: dict[str, Row] = {}
+        self.stored: dict[Life, int] = {}
+        self.acknowledged: dict[Life, int] = {}
+        self.life_of: dict[int, Life] = {}
+        """By epoch."""
+        self.resumable: set[str] = set()
+        """Runs that somebody asked to resume by hand."""
+        self.restarted_from_input: set[Life] = set()
+        self.reports: dict[Life, Report] = {}
+        self.kill_ordered_s: dict[Life, tuple[float, float]] = {}
+        """When, and the grace."""
+        self.first_seq: dict[int, int] = {}
+        """By epoch: where the execution that has called under it began."""
+        self.last_seq: dict[int, tuple[int, str]] = {}
+        self.newest_epoch: dict[Life, int] = {}
+        self.keys: dict[tuple[Any, ...], str] = {}
+        self.actions: dict[str, tuple[Any, ...]] = {}
+        self.unsaved: dict[Life, list[tuple[int, float]]] = {}
+        """Published and not stored yet: seq, and when it was first seen."""
+        self.callbacks = 0
+
+    # --- what is told -------------------------------------------------------------------------------------------------
+
+    def note(self, who: str, what: str) -> None:
+        """Keep a line for the log of a failing seed."""
+        self.notes.append((self.now_s(), who, what))
+
+    def violated(self, what: str) -> None:
+        """Something that must hold does not."""
+        self.note("VIOLATION", what)
+        self.violations.append(what)
+
+    def check(self, holds: bool, what: str) -> None:
+        """Note a violation unless it holds."""
+        if not holds:
+            self.violated(what)
+
+    # --- the disk -----------------------------------------------------------------------------------------------------
+
+    def committed(self, operations: Sequence[Operation], verdicts: Sequence[Verdict]) -> None:
+        """The disk has applied these."""
+        for op, verdict in zip(operations, verdicts, strict=True):
+            accepted = isinstance(verdict, Accepted)
+            self.note("disk", f"{_short(op)} {'' if accepted else f'REFUSED {verdict.why.value}'}")  # type: ignore[union-attr]
+            if accepted:
+                self._applied(op)
+
+    def _applied(self, op: Operation) -> None:
+        match op:
+            case Claim():
+                self._claimed(op)
+            case Save():
+                self._saved(op.snapshot.run_id, op.snapshot.incarnation, op.snapshot.epoch, op.snapshot.seq)
+            case Settle():
+                self._settled(op)
+            case SetAside():
+                self.rows[op.expected.run_id].status = op.status
+            case Delete():
+                self.rows.pop(op.token.run_id, None)
+
+    def _claimed(self, op: Claim) -> None:
+        claim = op.claim
+        life = (claim.run_id, claim.incarnation)
+        before = self.rows.get(claim.run_id)
+        self.life_of[claim.epoch] = life
+        if before is not None and (before.incarnation, before.epoch, before.status) == (*life[1:], claim.epoch, claim.status):
+            return  # a retry
+        if before is not None:
+            self.check(claim.epoch > before.epoch, f"{life} was claimed under epoch {_e(claim.epoch)}, not newer than {_e(before.epoch)}")
+            if op.record is None:
+                self.check(before.incarnation == claim.incarnation, f"{life} claimed over another incarnation")
+            if op.record is None and claim.status is RunStatus.RUNNING:
+                by_hand = before.status in RESUMABLE and claim.run_id in self.resumable
+                self.check(before.status in LIVE or by_hand, f"{life} was {before.status.value} and has been resurrected")
+            if op.record is None and claim.status is RunStatus.KILLED:
+                self.check(
+                    before.status not in ENDED or before.status is RunStatus.FAILED,
+                    f"{life} had ended as {before.status.value}; a tombstone was put over it",
+                )
+        self.rows[claim.run_id] = Row(claim.incarnation, claim.epoch, claim.status)
+        if op.record is not None:
+            self.stored[life] = 0
+        elif op.drop_snapshots:
+            self.restarted_from_input.add(life)
+
+    def _fence(self, run_id: str, incarnation: int, epoch: int, what: str) -> None:
+        row = self.rows.get(run_id)
+        self.check(
+            row is not None and (row.incarnation, row.epoch, row.status) == (incarnation, epoch, RunStatus.RUNNING),
+            f"{what} of {run_id} under epoch {_e(epoch)} was accepted while the disk holds {row}",
+        )
+
+    def _saved(self, run_id: str, incarnation: int, epoch: int, seq: int) -> None:
+        self._fence(run_id, incarnation, epoch, f"a save (seq {seq})")
+        life = (run_id, incarnation)
+        for other, began in self.first_seq.items():
+            if other > epoch and self.life_of.get(other) == life:
+                self.check(seq <= began, f"{life}: epoch {_e(epoch)} saved seq {seq} after epoch {_e(other)} had gone on from {began}")
+        loaded = self.disk.load_snapshot(run_id)
+        there = 0 if loaded is None else loaded.snapshot.seq
+        self.check(there >= self.stored.get(life, 0) or life in self.restarted_from_input, f"{life}: the stored seq went back to {there}")
+        self.stored[life] = there
+
+    def _settled(self, op: Settle) -> None:
+        token = op.token
+        row = self.rows[token.run_id]
+        if (row.incarnation, row.epoch, row.status) == (token.incarnation, token.epoch, op.status):
+            return  # a retry
+        self._fence(token.run_id, token.incarnation, token.epoch, f"an ending ({op.status.value})")
+        if op.snapshot is not None and op.status is not RunStatus.COMPLETED:
+            self._saved(token.run_id, token.incarnation, token.epoch, op.snapshot.seq)
+        row.status = op.status
+
+    # --- what the runtime says ----------------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """A subscriber."""
+        self.note("event", _event_text(event))
+        if isinstance(event, SnapshotSaved):
+            self.acknowledge(self.life_of[event.epoch], event.seq, "SnapshotSaved")
+        if isinstance(event, RunRestored):
+            life = self.life_of.get(event.epoch)
+            if life is not None:
+                self.check(
+                    event.resumed_from_seq >= self.acknowledged.get(life, 0),
+                    f"{life} resumed from {event.resumed_from_seq}, behind the acknowledged {self.acknowledged.get(life, 0)}",
+                )
+        if isinstance(event, RunEvent) and type(event).__name__ == "RunResumed":
+            self.reports.pop(self.life_of[event.epoch], None)
+
+    def acknowledge(self, life: Life, seq: int, how: str) -> None:
+        """Somebody was told that this seq is durable."""
+        row = self.rows.get(life[0])
+        if row is None or row.incarnation != life[1]:
+            return
+        if row.status is RunStatus.COMPLETED:  # which dropped the snapshots
+            return
+        self.check(self.stored.get(life, 0) >= seq, f"{life}: {how} says seq {seq} is durable, the disk has {self.stored.get(life, 0)}")
+        self.acknowledged[life] = max(self.acknowledged.get(life, 0), seq)
+
+    def child_ended(self, context: Any, known: Sequence[tuple[str, int]], key: str) -> None:
+        """A parent receives the end of a child."""
+        self.check(
+            key not in [known_key for known_key, _ in known] or f"{context.run_id}/{key}" in self.resumable,
+            f"{context.run_id} was told of the end of {key!r} again, which its state has taken in",
+        )
+
+    def told(self, process: Process, inc: Incarnation, ending: Ending) -> None:
+        """A monitor was told of an ending."""
+        life = (inc.run_id, inc.incarnation)
+        self.note("monitor", f"{life[0]} {ending.status.value} {_outcome_text(ending)}")
+        proven = self._proves(life, ending, inc.durable)
+        if not proven:
+            self.check(process.may_be_unproven(inc), f"{life}: reported as {ending.status.value}; the disk says {self.rows.get(life[0])}")
+            if isinstance(ending.outcome, Completed):
+                self.check(not ending.outcome.durable, f"{life}: a result is reported as durable, and the disk does not have it")
+        before = self.reports.get(life)
+        if before is not None and (before.boot == self.boot or before.proven):
+            self.check(
+                _same(before.ending, ending), f"{life}: two endings were reported: {_outcome_text(before.ending)}, {_outcome_text(ending)}"
+            )
+        if before is None or not before.proven:
+            self.reports[life] = Report(ending, proven, self.boot)
+
+    def _proves(self, life: Life, ending: Ending, durable: bool) -> bool:
+        row = self.rows.get(life[0])
+        if not durable:
+            return True
+        if row is None:
+            return False
+        return row.incarnation > life[1] or (row.incarnation == life[1] and row.status is ending.status)
+
+    # --- callbacks ----------------------------------------------------------------------------------------------------
+
+    def called(self, context: Any, callback: str, state: Any, message: object) -> None:
+        """A user's callback begins."""
+        attempt, inc = context._attempt, context._incarnation
+        life, epoch, seq = (inc.run_id, inc.incarnation), context.epoch, attempt.seq
+        self.callbacks += 1
+        self.note(inc.run_id, f"{callback} epoch {_e(epoch)} seq {seq} at {getattr(state, 'at', '-')} {message or ''}")
+        self.life_of[epoch] = life
+        self._check_over(life, callback)
+        if epoch not in self.first_seq:
+            self._execution_begins(life, epoch, seq, callback)
+        newest = self.newest_epoch[life]
+        self.check(epoch == newest, f"{life}: {callback} was called under epoch {_e(epoch)}, epoch {_e(newest)} is executing")
+        last = self.last_seq.get(epoch)
+        if last is not None:
+            self.check(last[1] == "stopping" or seq == last[0] + 1, f"{life}: seq went from {last[0]} to {seq} with one callback")
+        self.last_seq[epoch] = (seq, callback)
+        if inc.policies.save.durability == "sync":
+            self.check(self.stored.get(life, 0) >= seq or callback == "stopping", f"{life}: sync, and seq {seq} is not on the disk")
+        self._check_key(life, seq, callback, repr(state), repr(message), context.idempotency_key)
+
+    def _execution_begins(self, life: Life, epoch: int, seq: int, callback: str) -> None:
+        acknowledged = self.acknowledged.get(life, 0)
+        self.check(seq >= acknowledged, f"{life}: goes on at seq {seq}, behind the acknowledged {acknowledged}")
+        if callback == "begin":
+            self.check(seq == 0 or seq > acknowledged, f"{life}: begins again although seq {acknowledged} was acknowledged")
+        self.check(epoch > self.newest_epoch.get(life, 0), f"{life}: epoch {_e(epoch)} is not newer than {_e(self.newest_epoch.get(life, 0))}")
+        self.newest_epoch[life] = epoch
+        self.first_seq[epoch] = seq
+
+    def _check_over(self, life: Life, callback: str) -> None:
+        report = self.reports.get(life)
+        row = self.rows.get(life[0])
+        if report is not None and (report.proven or report.boot == self.boot):
+            self.violated(f"{life}: {callback} was called after its ending was reported: {report.ending.status.value}")
+        if row is not None and row.incarnation > life[1]:
+            self.violated(f"{life}: {callback} was called, the disk holds a newer incarnation")
+
+    def _check_key(self, life: Life, seq: int, callback: str, state: str, message: str, key: str) -> None:
+        action = (life, seq, callback, state, message)
+        if callback == "stopping":
+            return
+        known = self.keys.setdefault(action, key)
+        self.check(known == key, f"{life}: the same action at seq {seq} has another idempotency key: {action}")
+        other = self.actions.setdefault(key, action)
+        self.check(other == action, f"{life}: two actions have one idempotency key: {other} and {action}")
+
+    # --- the trailing save --------------------------------------------------------------------------------------------
+
+    def before_time_passes(self, process: Process | None, healthy_since_s: float) -> None:
+        """At each moment of virtual time: what is published and not stored must not be too old."""
+        if process is None or process.dead:
+            return
+        now_s = self.now_s()
+        for inc in process.core.table.values():
+            slot = inc.slot
+            if slot is None or slot.closed or slot.published is None or inc.policies.save.durability != "async":
+                continue
+            life = (inc.run_id, inc.incarnation)
+            queue = self.unsaved.setdefault(life, [])
+            stored = self.stored.get(life, 0)
+            while queue and (queue[0][0] <= stored):
+                queue.pop(0)
+            if slot.published.seq > stored and (not queue or queue[-1][0] < slot.published.seq):
+                queue.append((slot.published.seq, now_s))
+            if queue:
+                limit_s = max(queue[0][1], healthy_since_s, process.launched_s(inc)) + inc.policies.save.interval_s + GRID_S
+                self.check(
+                    now_s <= limit_s + 1e-6,
+                    f"{life}: seq {queue[0][0]} was published at {queue[0][1]:.3f} and is not stored at {now_s:.3f}",
+                )
+
+
+def _same(a: Ending, b: Ending) -> bool:
+    if isinstance(a.outcome, Completed) and isinstance(b.outcome, Completed):
+        return bool(a.outcome.result == b.outcome.result)
+    return (a.status, type(a.outcome)) == (b.status, type(b.outcome))
+
+
+def _e(epoch: int) -> str:
+    return f"{epoch >> 32}.{epoch & 0xFFFFFFFF}"
+
+
+def _short(op: Operation) -> str:
+    match op:
+        case Claim(claim=claim):
+            parts = [
+                f"Claim {claim.run_id} {_e(claim.epoch)} {claim.status.value}",
+                "" if op.expected is None else f"over {_e(op.expected.epoch)}",
+                "new" if op.record is not None else "",
+                "afresh" if op.drop_snapshots else "",
+                f"strikes {claim.strikes}" if claim.strikes else "",
+            ]
+            return " ".join(part for part in parts if part)
+        case Save(snapshot=snapshot):
+            return f"Save {snapshot.run_id} {_e(snapshot.epoch)} seq {snapshot.seq}"
+        case Settle():
+            return f"Settle {op.token.run_id} {_e(op.token.epoch)} {op.status.value}" + (
+                "" if op.snapshot is None else f" seq {op.snapshot.seq}"
+            )
+        case SetAside():
+            return f"SetAside {op.expected.run_id} {op.status.value} {op.reason}"
+        case Delete():
+            return f"Delete {op.token.run_id}"
+
+
+def _event_text(event: Event) -> str:
+    fields = []
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if name in {"run_type", "stack"} or value in {"", None}:
+            continue
+        fields.append(f"{name}={_e(value)}" if name == "epoch" else f"{name}={value}")
+    return f"{type(event).__name__} {' '.join(fields)}"
+
+
+def _outcome_text(ending: Ending) -> str:
+    outcome = ending.outcome
+    return f"{ending.status.value}{'' if outcome is None else f' {type(outcome).__name__}'}{'' if not ending.reason else f' ({ending.reason})'}"

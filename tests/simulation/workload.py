@@ -1,0 +1,321 @@
+"""What the simulated runs do: they fold numbers, and beside that whatever the seed tells them to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from executus.actors.definition import Registry
+from executus.actors.outcomes import Completed
+from executus.actors.policies import Policies
+from executus.actors.run import ChildEnded, Done, Reply, Run, Wait, WaitExpired
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+MODULUS: Final = 1_000_003
+LOST: Final = -1
+"""Stands for the result of a child that did not complete."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """Fold `goal` numbers; spawn children under these keys on the way."""
+
+    goal: int
+    salt: int
+    children: tuple[str, ...] = ()
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How far it is."""
+
+    job: Job
+    at: int = 0
+    acc: int = 0
+    heard: tuple[str, ...] = ()
+    ended: tuple[tuple[str, int], ...] = ()
+
+
+class Ledgered(msgspec.Struct):
+    """The same, changed in place."""
+
+    job: Job
+    at: int = 0
+    acc: int = 0
+    heard: list[str] = []
+    ended: list[tuple[str, int]] = []
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """What comes out."""
+
+    acc: int
+    heard: tuple[str, ...]
+    ended: tuple[tuple[str, int], ...]
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """Remember this name; `quiet` only touches nothing."""
+
+    name: str
+    quiet: bool = False
+
+
+class GoOn(msgspec.Struct, frozen=True, tag=True):
+    """Do not wait any longer."""
+
+
+def fold(job: Job) -> int:
+    """What a run must come to, computed plainly."""
+    acc = 0
+    for at in range(job.goal):
+        acc = one_step(acc, at, job.salt)
+    return acc
+
+
+def one_step(acc: int, at: int, salt: int) -> int:
+    return (acc * 31 + at + salt) % MODULUS
+
+
+def child_job(salt: int, key: str) -> Job:
+    return Job(goal=2 + len(key) % 3, salt=salt + 7)
+
+
+@dataclass(slots=True)
+class Deed:
+    """What a callback does beside its work, `times` times."""
+
+    kind: str
+    seconds: float = 0.0
+    error: type[BaseException] = ValueError
+    times: int = 1
+
+
+@dataclass
+class Deeds:
+    """By run id and place (a step's number, or a callback's name)."""
+
+    of: dict[tuple[str, int | str], Deed] = field(default_factory=dict)
+    over: bool = False
+
+    def take(self, run_id: str, place: int | str) -> Deed | None:
+        deed = self.of.get((run_id, place))
+        if deed is None or self.over or deed.times == 0:
+            return None
+        deed.times -= 1
+        return deed
+
+
+class Stage:
+    """Where the runs find the simulation they are part of: their classes are registered once, for all seeds."""
+
+    world: World
+
+
+class _Player(Run[Any, Any, Any]):
+    """The part that all kinds share."""
+
+    def _called(self, callback: str, state: Any, message: object = None) -> None:
+        Stage.world.ledger.called(self.context, callback, state, message)
+
+    def _begin(self, job: Job) -> Tally:
+        return Tally(job)
+
+    def _step(self, state: Tally) -> Tally | Wait[Tally] | Done[Sum]:
+        job, context = state.job, self.context
+        if state.at >= job.goal:
+            if len(state.ended) < len(job.children):
+                return Wait(state)
+            return Done(Sum(state.acc, tuple(state.heard), tuple(state.ended)))
+        if state.at == 1:
+            for key in job.children:
+                kind = Kinds.by_name["SyncRun" if key.startswith("s") else "AsyncRun"]
+                context.spawn(kind, child_job(job.salt, key), key=key, on_parent_end="kill" if key.endswith("k") else "cancel")
+        after = msgspec.structs.replace(state, at=state.at + 1, acc=one_step(state.acc, state.at, job.salt))
+        deed = Stage.world.deeds.take(context.run_id, f"wait{state.at}")
+        if deed is not None:
+            return Wait(after, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(after)
+        return after
+
+    def _receive(self, state: Tally, message: object) -> Any:
+        match message:
+            case WaitExpired() | GoOn():
+                return state
+            case ChildEnded(key, _, outcome):
+                Stage.world.ledger.child_ended(self.context, state.ended, key)
+                value = outcome.result.acc if isinstance(outcome, Completed) else LOST
+                after = msgspec.structs.replace(state, ended=(*state.ended, (key, value)))
+                waits = after.at >= after.job.goal and len(after.ended) < len(after.job.children)
+                return Wait(after) if waits else after
+            case Add(name, quiet):
+                if quiet:
+                    return None
+                return Reply(name, msgspec.structs.replace(state, heard=(*state.heard, name)))
+            case _:
+                raise TypeError(message)
+
+    def _deed(self, place: int | str) -> Deed | None:
+        return Stage.world.deeds.take(self.context.run_id, place)
+
+    def _do(self, place: int | str) -> None:
+        match self._deed(place):
+            case None:
+                pass
+            case Deed("raise", error=error):
+                raise error("simulated")
+            case Deed("sleep", seconds):
+                self.context.sleep(seconds)
+            case Deed("hang" | "work", seconds):  # like a call into C: nothing wakes it
+                Stage.world.scheduler.park(Stage.world.scheduler.now_s + seconds, None)
+            case deed:
+                raise AssertionError(deed)
+
+    async def _await(self, place: int | str) -> None:
+        match self._deed(place):
+            case None:
+                await asyncio.sleep(0)
+            case Deed("raise", error=error):
+                raise error("simulated")
+            case Deed("sleep", seconds):
+                await self.context.sleep(seconds)
+            case Deed("hang", seconds):
+                await _stubborn(seconds)
+            case Deed("work", seconds):
+                await asyncio.sleep(seconds)
+            case deed:
+                raise AssertionError(deed)
+
+
+async def _stubborn(seconds: float) -> None:
+    """Sleeps on when it is cancelled, once."""
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        await asyncio.sleep(seconds)
+
+
+class SyncRun(_Player, Run[Job, Tally, Sum]):
+    run_type = "SyncRun"
+
+    def begin(self, job: Job) -> Tally:
+        self._called("begin", job)
+        self._do("begin")
+        return self._begin(job)
+
+    def step(self, state: Tally) -> Tally | Wait[Tally] | Done[Sum]:
+        self._called("step", state)
+        self._do(state.at)
+        return self._step(state)
+
+    def receive(self, state: Tally, message: Add | GoOn | ChildEnded | WaitExpired) -> Any:
+        self._called("receive", state, message)
+        self._do("receive")
+        return self._receive(state, message)
+
+    def query(self, state: Tally, question: str) -> int:
+        if question == "raise":
+            raise ValueError(question)
+        return state.at
+
+    def stopping(self, state: Tally, reason: str) -> None:
+        self._called("stopping", state)
+        self._do("stopping")
+
+
+class MutableRun(_Player, Run[Job, Ledgered, Sum]):
+    """Changes its state in place, before it returns it."""
+
+    run_type = "MutableRun"
+
+    def begin(self, job: Job) -> Ledgered:
+        self._called("begin", job)
+        return Ledgered(job)
+
+    def step(self, state: Ledgered) -> Ledgered | Wait[Ledgered] | Done[Sum]:
+        self._called("step", state)
+        if state.at >= state.job.goal:
+            return Done(Sum(state.acc, tuple(state.heard), tuple(state.ended)))
+        at = state.at
+        state.acc = one_step(state.acc, state.at, state.job.salt)
+        state.at += 1
+        self._do(at)
+        deed = self._deed(f"wait{at}")
+        if deed is not None:
+            return Wait(state, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(state)
+        return state
+
+    def receive(self, state: Ledgered, message: Add | GoOn | WaitExpired) -> Any:
+        self._called("receive", state, message)
+        if isinstance(message, Add) and not message.quiet:
+            state.heard.append(message.name)
+            self._do("receive")
+            return Reply(message.name, state)
+        return None if isinstance(message, Add) else state
+
+    def query(self, state: Ledgered, question: str) -> int:
+        at = state.at
+        state.at = -7  # a query must not be able to do harm, whatever it does
+        return at
+
+
+class AsyncRun(_Player, Run[Job, Tally, Sum]):
+    run_type = "AsyncRun"
+
+    async def begin(self, job: Job) -> Tally:
+        self._called("begin", job)
+        await self._await("begin")
+        return self._begin(job)
+
+    async def step(self, state: Tally) -> Tally | Wait[Tally] | Done[Sum]:
+        self._called("step", state)
+        await self._await(state.at)
+        return self._step(state)
+
+    async def receive(self, state: Tally, message: Add | GoOn | ChildEnded | WaitExpired) -> Any:
+        self._called("receive", state, message)
+        await self._await("receive")
+        return self._receive(state, message)
+
+    async def query(self, state: Tally, question: str) -> int:
+        await asyncio.sleep(0)
+        if question == "raise":
+            raise ValueError(question)
+        return state.at
+
+    async def stopping(self, state: Tally, reason: str) -> None:
+        self._called("stopping", state)
+        await self._await("stopping")
+
+
+class MixedRun(_Player, Run[Job, Tally, Sum]):
+    """Steps on the loop, all else on workers."""
+
+    run_type = "MixedRun"
+
+    begin = SyncRun.begin
+    step = AsyncRun.step
+    receive = SyncRun.receive
+    stopping = SyncRun.stopping
+
+    def query(self, state: Tally, question: str) -> int:
+        return state.at
+
+
+class Kinds:
+    """The registered kinds."""
+
+    by_name: Final[dict[str, Any]] = {kind.__name__: kind for kind in (SyncRun, AsyncRun, MutableRun, MixedRun)}
+
+
+REGISTRY: Final = Registry(list(Kinds.by_name.values()), Policies())
+ERRORS: Final[tuple[type[BaseException], ...]] = (
+    ValueError,
+    SystemExit,
+    KeyboardInterrupt,
+    asyncio.CancelledError,
+    GeneratorExit,
+    MemoryError,
+)

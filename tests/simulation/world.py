@@ -1,0 +1,719 @@
+"""One seed: a disk, processes that live and die on it, clients with orders, and at the end the reckoning."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import structlog
+
+from executus.actors.core import Core
+from executus.actors.dispatcher import TurnBudget
+from executus.actors.environment import Environment
+from executus.actors.future import Promise
+from executus.actors.handle import RunHandle
+from executus.actors.incarnation import Ending, Incarnation, Stage
+from executus.actors.outcomes import CancelRequested, Completed, KillRequested, StopRequested
+from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
+from executus.actors.stored_runs import stored_outcome
+from executus.stores import ENDED, RESUMABLE, ExecutusError, MemoryStore, RunStatus
+from tests.simulation.clock import SimClock, SimTimers
+from tests.simulation.invariants import Ledger, Violation
+from tests.simulation.loop import SimLoop
+from tests.simulation.scheduler import Home, ProcessDied, Scheduler, SimDispatcher
+from tests.simulation.stacks import Stacks
+from tests.simulation.store import FAULTS, FailingStore, Weather
+from tests.simulation.workload import ERRORS, LOST, REGISTRY, Add, Deed, Deeds, GoOn, Job, Kinds, Stage as Theatre, Sum, child_job, fold
+
+CHAOS_S: Final = 5.0
+"""So long things go wrong."""
+PATIENCE_S: Final = 400.0
+"""So long, after that, everything may take to finish: backoffs and time-outs are seconds, hung steps wake up after a few hundred."""
+LOGGER: Final = structlog.wrap_logger(None, processors=[lambda *_: (_ for _ in ()).throw(structlog.DropEvent)])
+
+
+class SimCore(Core):
+    """The shipped core in an environment without threads."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.store, runs=(), defaults=Policies(), logger=False)
+        self.registry = REGISTRY
+        self._process = process
+
+    def boot(self, env: Environment) -> Promise[None]:
+        self.env = env
+        self._state = "opening"
+        return self.start_tree()
+
+    def opened(self) -> None:
+        self._state = "open"
+
+    def closing(self) -> None:
+        self._state = "closing"
+        self._interrupt_all("the runtime was closed")
+        assert self._store_ref is not None
+        self._store_ref.stop(block=False)
+        assert self._supervisor is not None
+        self._supervisor.halt()
+
+    def left_over(self) -> list[str]:
+        """What is still held although every run has ended."""
+        left = [f"run {run_id} in the table" for run_id in self.table]
+        supervisor = cast("Any", self._supervisor)._actor
+        if supervisor is not None:
+            left += [f"commit {p.operations}" for p in supervisor.desk._pending.values()]
+            left += [f"timer {key}" for key in supervisor.desk._timers]
+            left += [f"ending {inc.run_id}" for inc in supervisor._endings]
+        store = cast("Any", self._store_ref)._actor
+        if store is not None:
+            left += [f"order {order}" for order in store._orders]
+            left += [f"slot {slot.token}" for slot in (*store._slots, *store._due_of)]
+        return left
+
+    def _escalate(self) -> None:
+        self._process.world.ledger.violated(f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}")
+
+
+class Process:
+    """One life of the simulated daemon."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.dead = False
+        self.open = False
+        self.closing = False
+        self.handles: dict[str, list[RunHandle[Any]]] = {}
+        self.orders: list[tuple[str, Promise[Any]]] = []
+        self.monitors: list[list[int | Incarnation]] = []
+        self._launched: dict[Any, float] = {}
+        scheduler, rng = world.scheduler, world.rng
+        homes = {
+            name: Home(name, self, pool=name in {"workers", "clients"}, weight=rng.choice((0.2, 1.0, 1.0, 5.0)))
+            for name in ("store", "supervisor", "timers", "loop", "workers", "clients")
+        }
+        self.clients = homes["clients"]
+        scheduler.homes += homes.values()
+        self.store = FailingStore(world.disk, self, scheduler, world.weather, world.ledger, rng)
+        self.loop = SimLoop(scheduler, homes["loop"], world.ledger.violated)
+        self.core = SimCore(self)
+        self.core.events.subscribe(self._event)
+
+        def dispatcher(name: str) -> SimDispatcher:
+            return SimDispatcher(scheduler, homes[name], homes["workers"], world.budget)
+
+        parts: dict[str, Any] = dict(
+            clock=world.clock,
+            timers=SimTimers(scheduler, homes["timers"]),
+            rng=rng,
+            workers=dispatcher("workers"),
+            store_home=dispatcher("store"),
+            async_home=dispatcher("loop"),
+            supervisor_home=dispatcher("supervisor"),
+            loop=self.loop,
+            store=self.store,
+            events=self.core.events,
+            registry=REGISTRY,
+            logger=LOGGER,
+            pause=lambda seconds, wake: scheduler.park(scheduler.now_s + seconds, wake),
+            stand_aside=lambda: contextlib.nullcontext(lambda: None),
+            backlog=lambda: bool(homes["workers"].queue),
+            gather=lambda: scheduler.park(scheduler.now_s + 0.0005, None),
+            stack_of=lambda _ident: "",
+            leaked_threads=lambda: 0,
+        )
+        self.env = Environment(**{name: part for name, part in parts.items() if name in Environment.__dataclass_fields__})
+
+    # --- life and death -----------------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Open the store and recover. On the clients' home."""
+        self.world.ledger.note("process", f"boot {self.number}")
+        self.core.boot(self.env).add_done_callback(self._booted)
+
+    def _booted(self, ready: Promise[None]) -> None:
+        if self.dead:
+            return
+        error = ready.error()
+        if error is not None:
+            self.die(f"it could not open: {error!r}")
+            return
+        self.core.opened()
+        self.open = True
+        self.world.ledger.note("process", f"{self.number} is open")
+        self.clients.queue.append(self._find_handles)
+
+    def _find_handles(self) -> None:
+        for run_id in self.world.jobs:
+            with contextlib.suppress(ExecutusError):
+                self.hold(self.core.find(run_id))
+
+    def die(self, why: str) -> None:
+        """The process is gone at this very moment; the disk stays."""
+        if self.dead:
+            return
+        self.dead = True
+        self.world.ledger.note("process", f"{self.number} died: {why}")
+        self.world.disk.close()
+        self.world.scheduler.buried(self)
+        self.world.process_died()
+
+    def close(self, drain_s: float) -> None:
+        """Drain, let go, end: the orderly way."""
+        if self.closing or not self.open:
+            return
+        self.closing = True
+        self.world.ledger.note("process", f"{self.number} drains for {drain_s:.2f}")
+        asked_s = self.world.scheduler.now_s
+
+        def drained(reply: Promise[Any]) -> None:
+            if self.dead:
+                return
+            took_s = self.world.scheduler.now_s - asked_s
+            self.world.ledger.note("process", f"{self.number} drained in {took_s:.3f}: {reply.error() or reply.result(0)}")
+            if not self.world.scheduler.lag_p:
+                self.world.ledger.check(took_s <= drain_s + 0.5, f"a drain of {drain_s} s took {took_s} s")
+            self.clients.queue.append(self._let_go)
+
+        reply = self.core.drain(drain_s)
+        self.orders.append(("drain", reply))
+        reply.add_done_callback(drained)
+
+    def _let_go(self) -> None:
+        self.core.closing()
+        self.world.scheduler.call_at(self.world.scheduler.now_s + 1.0, self.world.home, self._gone)
+
+    def _gone(self) -> None:
+        if not self.dead:
+            self.check_answers()
+            self.die("closed")
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+
+    def hold(self, inc: Incarnation) -> RunHandle[Any]:
+        """Get a handle, and a monitor with it."""
+        handle: RunHandle[Any] = RunHandle(self.core, inc)
+        self.handles.setdefault(inc.run_id, []).append(handle)
+        self.monitor(handle)
+        return handle
+
+    def monitor(self, handle: RunHandle[Any]) -> None:
+        """One more monitor; each must be told once."""
+        inc = handle._current()
+        counted: list[int | Incarnation] = [0, inc]
+        self.monitors.append(counted)
+
+        def told(ending: Ending) -> None:
+            counted[0] = cast("int", counted[0]) + 1
+            if not self.dead:
+                self.world.ledger.told(self, inc, ending)
+
+        handle.monitor(told)
+
+    def order(self, what: str, make: Callable[[], Promise[Any]], then: Callable[[Any], None] | None = None) -> None:
+        """Give an order and remember its promise."""
+        try:
+            promise = make()
+        except ExecutusError as error:
+            self.world.ledger.note("client", f"{what}: {type(error).__name__}: {error}")
+            return
+        except ProcessDied:
+            raise
+        self.world.ledger.note("client", what)
+        self.orders.append((what, promise))
+
+        def answered(done: Promise[Any]) -> None:
+            if self.dead:
+                return
+            error = done.error()
+            text = f"{type(error).__name__}: {error}" if error is not None else repr(done.result(0))
+            self.world.ledger.note("client", f"{what} -> {text[:120]}")
+            if error is not None and not isinstance(error, (ExecutusError, ValueError)):
+                self.world.ledger.violated(f"{what} was answered with {error!r}")
+            if error is None and then is not None:
+                then(done.result(0))
+
+        promise.add_done_callback(answered)
+
+    def check_answers(self) -> None:
+        """Nobody waits any more who cannot be answered."""
+        ledger = self.world.ledger
+        for what, promise in self.orders:
+            ledger.check(promise.done(), f"never answered: {what}")
+        for count, inc in self.monitors:
+            ending = cast("Incarnation", inc).ending
+            ledger.check(count == 1 or not ending.done(), f"a monitor of {cast('Incarnation', inc).run_id} was told {count} times")
+
+    # --- for the ledger -----------------------------------------------------------------------------------------------
+
+    def may_be_unproven(self, inc: Incarnation) -> bool:
+        """Whether an ending may be reported that the disk does not have yet."""
+        now_s, weather = self.world.scheduler.now_s, self.world.weather
+        return self.closing or weather.slow_s > 0 or now_s - weather.broken_at_s < 10.0 or inc.stage is not Stage.ENDED
+
+    def launched_s(self, inc: Incarnation) -> float:
+        """Since when the present attempt is there."""
+        return self._launched.setdefault(inc.slot, self.world.scheduler.now_s)
+
+    def _event(self, event: Any) -> None:
+        if not self.dead:
+            self.world.ledger.event(event)
+            self.world.scheduler.switch_point()
+
+
+class World:
+    """One seed's whole story."""
+
+    def __init__(self, seed: int, stacks: Stacks) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.scheduler = Scheduler(
+            rng, stacks, switch_p=rng.choice((0.0, 0.02, 0.1)), lag_p=rng.choice((0.0, 0.0, 0.0, 0.02))
+        )
+        self.clock = SimClock(self.scheduler)
+        self.budget = TurnBudget(messages=rng.choice((1, 1, 4, 64)))
+        self.disk = MemoryStore()
+        self.weather = Weather()
+        self.ledger = Ledger(self.disk, lambda: self.scheduler.now_s)
+        self.deeds = Deeds()
+        self.jobs: dict[str, Job] = {}
+        self.policies: dict[str, Policies] = {}
+        self.kinds: dict[str, str] = {}
+        self.told: dict[str, set[str]] = {}
+        self.heard_durably: dict[tuple[str, int], set[str]] = {}
+        self.home = Home("world", None, pool=False, weight=1.0)
+        self.scheduler.homes.append(self.home)
+        self.scheduler.before_time_passes = self._before_time_passes
+        self.scheduler.failed = lambda error, where: self.ledger.violated(f"a turn at {where} raised {error!r}")
+        self.process: Process | None = None
+        self.processes = 0
+        self.chaos = True
+        self._names = 0
+
+    # --- the story ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Play it. Raises Violation with the seed and its log."""
+        Theatre.world = self
+        try:
+            self._boot()
+            self._plan()
+            begin_s = self.scheduler.now_s
+            self.scheduler.run(begin_s + CHAOS_S)
+            self._calm()
+            self.scheduler.run(self.scheduler.now_s + PATIENCE_S)
+            self._reckon()
+        except Violation:
+            raise
+        except Exception as error:
+            self.ledger.violated(f"{type(error).__name__}: {error}")
+            raise Violation(self.report()) from error
+        finally:
+            if self.process is not None and not self.process.dead:
+                self.chaos = False
+                self.process.dead = True
+                self.scheduler.buried(self.process)
+                with contextlib.suppress(Exception):
+                    self.scheduler.run(self.scheduler.now_s)
+        if self.ledger.violations:
+            raise Violation(self.report())
+
+    def report(self) -> str:
+        """The log, to be read."""
+        lines = [f"{at_s - 1000:9.4f}  {who:10} {what}" for at_s, who, what in self.ledger.notes]
+        return "\n".join([f"seed {self.seed}: {len(self.ledger.violations)} violations", *lines, "", *self.ledger.violations, f"replay: python -m tests.simulation --seed {self.seed}"])
+
+    def process_died(self) -> None:
+        """Start another one, soon."""
+        self.ledger.unsaved.clear()
+        if self.chaos:
+            self.scheduler.call_at(self.scheduler.now_s + self.rng.random(), self.home, self._boot)
+
+    def _boot(self) -> None:
+        if self.process is not None and not self.process.dead:
+            return
+        self.processes += 1
+        self.ledger.boot = self.processes
+        self.process = Process(self, self.processes)
+        self.process.clients.queue.append(self.process.boot)
+
+    def _before_time_passes(self) -> None:
+        if not self.scheduler.lag_p:
+            healthy_since_s = self.scheduler.now_s if self.weather.slow_s else self.weather.broken_at_s + 2.0
+            self.ledger.before_time_passes(self.process, healthy_since_s)
+
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        rng = self.rng
+        for number in range(rng.randint(2, 4)):
+            self._at(rng.random() * 2.0, self._start_order(f"r{number}"))
+        for _ in range(rng.randint(6, 14)):
+            self._at(0.1 + rng.random() * (CHAOS_S - 0.2), rng.choice(ACTIONS))
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            self._at(0.1 + rng.random() * (CHAOS_S - 0.2), World._storm)
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            self._at(0.1 + rng.random() * (CHAOS_S - 0.2), World._death)
+
+    def _at(self, after_s: float, action: Callable[[World], None]) -> None:
+        def act() -> None:
+            if not self.chaos:
+                return
+            process = self.process
+            if action in WORLDLY:
+                action(self)
+            elif process is not None and process.open and not process.dead:
+                process.clients.queue.append(lambda: action(self))
+
+        self.scheduler.call_at(self.scheduler.now_s + after_s, self.home, act)
+
+    def _start_order(self, run_id: str) -> Callable[[World], None]:
+        rng = self.rng
+        kind = rng.choice(("SyncRun", "SyncRun", "AsyncRun", "AsyncRun", "MutableRun", "MixedRun"))
+        goal = rng.randint(3, 8)
+        children = ()
+        if kind in {"SyncRun", "AsyncRun"} and rng.random() < 0.4:
+            children = tuple(rng.sample(("s1", "s2k", "a1", "a22k"), rng.randint(1, 2)))
+        self.jobs[run_id] = job = Job(goal, rng.randrange(1000), children)
+        self.kinds[run_id] = kind
+        self._make_deeds(run_id, goal)
+        for key in children:
+            self._make_deeds(f"{run_id}/{key}", child_job(0, key).goal, share=0.3)
+        save = rng.choice(
+            (
+                SavePolicy(every_s=0.0),
+                SavePolicy(every_s=0.3),
+                SavePolicy(every_s=0.5, every_steps=2),
+                SavePolicy(),
+                SavePolicy(durability="sync"),
+                SavePolicy(durability="sync"),
+                SavePolicy(durability="exit"),
+                SavePolicy(durability="none") if not children else SavePolicy(),
+            )
+        )
+        self.policies[run_id] = policies = Policies(
+            RestartPolicy(
+                kind=rng.choice(("transient", "transient", "transient", "transient", "permanent", "temporary")),
+                max_restarts=rng.choice((3, 6)),
+                within_s=20.0,
+                backoff=Backoff(initial_s=rng.choice((0.01, 0.1, 0.3)), max_s=1.0),
+                fatal=("MemoryError",),
+            ),
+            save,
+            StopPolicy(
+                grace_s=rng.choice((0.0, 0.2, 0.5)),
+                run_timeout_s=rng.choice((None, None, None, 3.0)),
+                idle_timeout_s=rng.choice((None, 0.3, 0.6)),
+                result_grace_s=rng.choice((0.2, 1.0)),
+            ),
+        )
+
+        def start(world: World) -> None:
+            process = world.process
+            assert process is not None
+            if_exists = rng.choice(("return", "return", "raise", "replace", "retry_failed"))
+
+            def make() -> Promise[Any]:
+                order = process.core.order(
+                    Kinds.by_name[kind],
+                    job,
+                    run_id=run_id,
+                    if_exists=if_exists,
+                    labels=None,
+                    restart_policy=policies.restart,
+                    save_policy=policies.save,
+                    stop_policy=policies.stop,
+                )
+                return process.core.start([order])[0]
+
+            process.order(f"start {run_id} {kind} {save.durability} {save.every_s} {policies.restart.kind} ({if_exists})", make, started)
+
+        def started(inc: Incarnation) -> None:
+            process = self.process
+            assert process is not None
+            row = self.ledger.rows.get(run_id)
+            if inc.durable:
+                self.ledger.check(row is not None and row.incarnation >= inc.incarnation, f"{run_id} was reported as started, the disk has {row}")
+            process.hold(inc)
+
+        self._starts = getattr(self, "_starts", {})
+        self._starts[run_id] = start
+        return start
+
+    def _make_deeds(self, run_id: str, goal: int, share: float = 1.0) -> None:
+        rng = self.rng
+        of = self.deeds.of
+        for _ in range(rng.randint(0, 4)):
+            if rng.random() > share:
+                continue
+            place: int | str = rng.choice((*range(goal), *range(goal), "begin", "receive", "stopping"))
+            kind = rng.choice(("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "waitmsg"))
+            if kind in {"wait", "waitmsg"}:
+                place = f"wait{rng.randrange(goal)}"
+            seconds = {"sleep": rng.choice((0.2, 2.0, 300.0)), "hang": rng.choice((0.7, 3.0, 300.0)), "work": rng.random() * 0.5, "wait": rng.random() * 2}
+            of[run_id, place] = Deed(kind, seconds.get(kind, 0.0), rng.choice(ERRORS) if kind == "raise" else ValueError, rng.choice((1, 1, 2, 5)))
+        if rng.random() < 0.7 * share:  # slow it down, so that something can happen to it
+            for at in range(goal):
+                of.setdefault((run_id, at), Deed("work", rng.random() * 0.4, times=100))
+
+    def _storm(self) -> None:
+        rng, weather = self.rng, self.weather
+        weather.fault_p = rng.choice((0.2, 0.5, 1.0))
+        weather.faults = FAULTS if rng.random() < 0.5 else (rng.choice(FAULTS),)
+        weather.read_fault_p = rng.choice((0.0, 0.0, 0.3))
+        weather.slow_s = rng.choice((0.0, 0.0, 0.01, 0.5))
+        self.ledger.note("weather", f"{weather}")
+        self.scheduler.call_at(self.scheduler.now_s + rng.choice((0.1, 0.5, 2.0)), self.home, self._fair)
+
+    def _fair(self) -> None:
+        if self.weather.slow_s:
+            self.weather.broken_at_s = self.scheduler.now_s
+        self.weather.calm()
+        self.ledger.note("weather", "fair")
+
+    def _death(self) -> None:
+        process = self.process
+        how = self.rng.choice(("now", "before", "after", "soon"))
+        if how in {"before", "after"}:
+            self.weather.death = how  # type: ignore[assignment]
+        elif process is not None:
+            if how == "now":
+                process.die("killed")
+            else:
+                home = self.rng.choice([home for home in self.scheduler.homes if home.owner is process] or [self.home])
+                home.queue.append(lambda: process.die("killed in a turn"))
+
+    def _jump(self) -> None:
+        by_s = self.rng.choice((-3600.0, -1.0, 0.5, 3600.0))
+        self.clock.wall_offset_s += by_s
+        self.ledger.note("wall clock", f"jumps by {by_s:g} s")
+
+    # --- what clients do ----------------------------------------------------------------------------------------------
+
+    def _handle(self) -> RunHandle[Any] | None:
+        process = self.process
+        assert process is not None
+        if not process.handles:
+            return None
+        return self.rng.choice(process.handles[self.rng.choice(list(process.handles))])
+
+    def _name(self, run_id: str) -> str:
+        self._names += 1
+        name = f"m{self._names}"
+        self.told.setdefault(run_id, set()).add(name)
+        return name
+
+    def _tell(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is None:
+            return
+        name = self._name(handle.run_id)
+        try:
+            handle.tell(GoOn() if self.rng.random() < 0.3 else Add(name, quiet=self.rng.random() < 0.2))
+        except ExecutusError as error:
+            self.ledger.note("client", f"tell {handle.run_id}: {type(error).__name__}")
+        else:
+            self.ledger.note("client", f"tell {handle.run_id} {name}")
+
+    def _ask(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is None:
+            return
+        name = self._name(handle.run_id)
+
+        def answered(value: object) -> None:
+            self.ledger.check(value == name, f"the ask {name} was answered with {value!r}")
+            inc = handle._inc
+            if inc.policies.save.durability == "sync":
+                self.heard_durably.setdefault((inc.run_id, inc.incarnation), set()).add(name)
+
+        process.order(f"ask {handle.run_id} {name}", lambda: handle._ask(Add(name)), answered)
+
+    def _query(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is not None:
+            question = self.rng.choice(("at", "at", "raise"))
+            process.order(
+                f"query {handle.run_id}",
+                lambda: handle._query(question),
+                lambda at: self.ledger.check(at >= 0, f"a query has changed the state of {handle.run_id}"),
+            )
+
+    def _durable(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is None:
+            return
+        life = (handle._inc.run_id, handle._inc.incarnation)
+        process.order(f"durable {handle.run_id}", handle._durable, lambda seq: self.ledger.acknowledge(life, seq, "durable()"))
+
+    def _stop(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is not None:
+            process.order(f"stop {handle.run_id}", lambda: handle._end(StopRequested()))
+
+    def _cancel(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is not None:
+            process.order(f"cancel {handle.run_id}", lambda: handle._end(CancelRequested("client", "because")))
+
+    def _kill(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is not None:
+            process.order(f"kill {handle.run_id}", lambda: handle._end(KillRequested("client", "because")))
+
+    def _resume(self) -> None:
+        process = self.process
+        assert process is not None
+        if process.handles:
+            self._resume_run(self.rng.choice(list(process.handles)))
+
+    def _resume_run(self, run_id: str) -> None:
+        process = self.process
+        assert process is not None
+        self.ledger.resumable.add(run_id)
+        process.order(f"resume {run_id}", lambda: process.core.resume(run_id, from_input=False), process.hold)
+
+    def _start_again(self) -> None:
+        run_id = self.rng.choice(list(self._starts))
+        self._starts[run_id](self)
+
+    def _monitor(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is not None:
+            process.monitor(handle)
+
+    def _close(self) -> None:
+        assert self.process is not None
+        self.process.close(self.rng.choice((0.0, 0.3, 2.0)))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _calm(self) -> None:
+        """Faults stop; whatever can finish is asked to."""
+        self.weather.calm()
+        self.deeds.over = True
+        self.ledger.note("world", "faults stop")
+        process = self.process
+        if process is not None and process.closing and not process.dead:
+            process.die("was closing when the faults stopped")
+        self.chaos = False
+        self._boot()
+        for after_s in (5.0, 10.0, 320.0, 330.0, 340.0, 350.0):  # once more after hung steps have come back
+            self.scheduler.call_at(self.scheduler.now_s + after_s, self.home, self._encourage)
+
+    def _encourage(self) -> None:
+        process = self.process
+        if process is None or process.dead:
+            self._boot()
+        elif process.open:
+            process.clients.queue.append(self._finish_all)
+
+    def _finish_all(self) -> None:
+        process = self.process
+        assert process is not None
+        for run_id, row in list(self.ledger.rows.items()):
+            if row.status in RESUMABLE and not self._spent(run_id, row.status):
+                self._resume_run(run_id)
+        for inc in list(process.core.table.values()):
+            handle = process.hold(inc)
+            if inc.policies.restart.kind == "permanent":
+                process.order(f"cancel {inc.run_id}", lambda h=handle: h._end(CancelRequested("world", "the end")))  # type: ignore[misc]
+            else:
+                with contextlib.suppress(ExecutusError):
+                    handle.tell(GoOn())
+
+    def _spent(self, run_id: str, status: RunStatus) -> bool:
+        policies = self.policies.get(run_id)
+        return status is RunStatus.FAILED and policies is not None and policies.restart.kind == "permanent"
+
+    def _reckon(self) -> None:
+        """Nothing is left, and everything is right."""
+        ledger, process = self.ledger, self.process
+        assert process is not None
+        if process.dead or not process.open:
+            ledger.violated("no process is up at the end")
+            return
+        process.check_answers()
+        for left in process.core.left_over():
+            ledger.violated(f"left over at the end: {left}")
+        for timer in self.scheduler.timers_of(process):
+            ledger.violated(f"left over at the end: a timer for {timer.when_s - 1000:.3f} at {timer.home.name}: {timer.fn}")
+        ledger.check(self.scheduler.parked_of(process) == 0, "left over at the end: a parked stack")
+        for run_id, row in ledger.rows.items():
+            self._check_end(run_id, row.incarnation, row.status)
+
+    def _check_end(self, run_id: str, incarnation: int, status: RunStatus) -> None:
+        ledger = self.ledger
+        ledger.check(
+            status in ENDED and (status is not RunStatus.FAILED or self._spent(run_id, status)),
+            f"{run_id} is recoverable and did not finish: {status.value}",
+        )
+        stored = self.disk.load(run_id)
+        assert stored is not None
+        assert stored.record is not None
+        definition = REGISTRY.named(stored.record.run_type)
+        assert definition is not None
+        outcome = stored_outcome(cast("Any", _Only(self.disk)), stored.claim, definition)
+        report = ledger.reports.get((run_id, incarnation))
+        if report is not None and report.ending.outcome is not None and report.proven and outcome is not None:
+            ledger.check(type(outcome) is type(report.ending.outcome), f"{run_id}: reported {report.ending.outcome}, stored {outcome}")
+        if isinstance(outcome, Completed):
+            self._check_result(run_id, incarnation, definition.decode_input(stored.record.input), outcome.result)
+
+    def _check_result(self, run_id: str, incarnation: int, job: Job, result: Sum) -> None:
+        ledger = self.ledger
+        ledger.check(result.acc == fold(job), f"{run_id} came to {result.acc}, a plain fold to {fold(job)}")
+        ledger.check(len(set(result.heard)) == len(result.heard), f"{run_id} heard something twice: {result.heard}")
+        ledger.check(set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}")
+        missing = self.heard_durably.get((run_id, incarnation), set()) - set(result.heard)
+        ledger.check(not missing, f"{run_id} answered asks durably and has forgotten them: {missing}")
+        ledger.check(sorted(key for key, _ in result.ended) == sorted(job.children), f"{run_id} was told of the ends of {result.ended}")
+        for key, value in result.ended:
+            right = fold(child_job(job.salt, key))
+            ledger.check(value in {right, LOST}, f"{run_id}: child {key} came to {value}, a plain fold to {right}")
+
+
+class _Only:
+    """As much of an environment as reading an outcome needs."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+
+
+ACTIONS: Final[tuple[Callable[[World], None], ...]] = (
+    World._tell,
+    World._tell,
+    World._ask,
+    World._ask,
+    World._ask,
+    World._query,
+    World._durable,
+    World._durable,
+    World._stop,
+    World._stop,
+    World._cancel,
+    World._kill,
+    World._kill,
+    World._resume,
+    World._resume,
+    World._resume,
+    World._start_again,
+    World._start_again,
+    World._monitor,
+    World._close,
+    World._jump,
+)
+WORLDLY: Final = frozenset({World._storm, World._death, World._jump})
+
+_ = asyncio
