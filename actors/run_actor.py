@@ -443,7 +443,7 @@ class RunActor(Actor):
             if stored is None or stored.record is None:
                 msg = f"run {self.inc.run_id!r}: its start record cannot be read, so it cannot begin again"
                 raise RecordCorrupt(msg, run_id=self.inc.run_id, what="record")
-            data = stored.record.input
+            data = self.inc.input = stored.record.input  # idempotency keys are made of it, too
         return self.definition.decode_input(data)
 
     def _restore(self) -> None:
