@@ -115,17 +115,22 @@ class StandAside:
         self._gate: threading.Lock | None = None
 
     @contextmanager
-    def stand_aside(self) -> Generator[None, None, None]:
-        """Within this block the workers wait between turns."""
+    def stand_aside(self) -> Generator[Callable[[], None], None, None]:
+        """Within this block the workers wait between turns, until the function that it gives is called."""
         gate = threading.Lock()
         gate.acquire()
         self._gate = gate
+
+        def go_on() -> None:
+            if gate.locked():
+                if self._gate is gate:
+                    self._gate = None
+                gate.release()
+
         try:
-            yield
+            yield go_on
         finally:
-            if self._gate is gate:
-                self._gate = None
-            gate.release()
+            go_on()
 
     def breathe(self) -> None:
         """Wait if a commit is under way. Otherwise this costs one attribute."""
@@ -169,7 +174,10 @@ class WorkerPool(StandAside):
     BACKLOG_TICKS: Final = 4
     """A backlog that the present rate works off within so many ticks needs no more threads."""
     COMPUTING: Final = 0.5
-    """Share of one CPU that the workers use together, above which they count as computing."""
+    """Share of one CPU that the workers use together, above which they count as computing.
+
+    Of the time on the wall: where other processes take the CPUs, computing looks like blocking and threads are added.
+    """
     PATIENCE_S: Final = 0.05
     """Seconds in which no turn ended, for each thread there is, before a computing pool gets one more."""
     QUIET_TICKS: Final = 20
