@@ -6,6 +6,7 @@ Each commits its claim first, then launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -22,15 +23,16 @@ from executus.actors.errors import (
     StartFailed,
 )
 from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
-from executus.actors.family import Family
+from executus.actors.family import Family, parent_ended
 from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Stage
 from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnChildren, StartOrder, StartRuns
-from executus.actors.outcomes import CancelRequested, ErrorInfo, ExitEvidence, KillRequested, Phase
+from executus.actors.outcomes import ErrorInfo, ExitEvidence, Killed, KillRequested, Phase, encode_outcome
 from executus.actors.run_actor import Source
 from executus.actors.stored_runs import (
     boot_facts,
     check_resumable,
+    ending_claim,
     first_claim,
     incarnation_of_order,
     incarnation_of_record,
@@ -307,11 +309,21 @@ class Admission:
         assert record is not None  # plan() resumes nothing else
         assert definition is not None
         claim = next_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=planned.strikes)
+        outcome = None
+        cause = None if planned.orphaned is None else parent_ended(planned.orphaned)
+        if isinstance(cause, KillRequested):  # its tombstone is its claim: it never runs again
+            claim = ending_claim(claim, claim.epoch, self._env.clock.wall_s(), RunStatus.KILLED, cause.reason)
+            outcome = encode_outcome(Killed(cause.by, cause.reason))
         inc = incarnation_of_record(claim, record, definition)
         self._desk.table[claim.run_id] = inc
-        if planned.orphaned is not None:
-            inc.causes.append(CancelRequested(f"parent {planned.orphaned!r}", "its parent ended"))
-        return inc, Claim(claim=claim, expected=stored.claim.token)
+        if cause is not None:
+            inc.causes.append(cause)
+        return inc, Claim(claim=claim, expected=stored.claim.token, outcome=outcome)
+
+    def _killed_with_its_parent(self, inc: Incarnation) -> None:
+        with suppress(ExecutusError):  # what cannot be read now is found orphaned at the next boot
+            self._family.find(inc)
+        self._life.lost(inc, inc.claim)
 
     def _tell_set_aside(self, stored: StoredRun, status: RunStatus, reason: str) -> None:
         claim = stored.claim
@@ -339,8 +351,10 @@ class Admission:
 
         def one(inc: Incarnation, verdict: Verdict) -> None:
             match verdict:
-                case Accepted():
+                case Accepted() if inc.claim.status is RunStatus.RUNNING:
                     self._resumed(inc)
+                case Accepted():
+                    self._killed_with_its_parent(inc)
                 case Refused(_, current):
                     self._life.lost(inc, current)
 

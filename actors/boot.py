@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from executus.actors.policies import MAX_STRIKES, strike
-from executus.stores import ENDED, RunClaim, RunStatus
+from executus.stores import ENDED, ParentLink, RunClaim, RunStatus
 
 
 class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the store says of one live run, and what this code knows of its type.
 
     `known_schema` is None where the run type is not registered; `snapshot_schema` None where nothing was saved yet.
+    `link` is None, too, where the parent's claim cannot be read: then nobody knows that it has ended.
     """
 
     claim: RunClaim
@@ -20,15 +21,15 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_schema: int | None
     waiting: bool
     unreadable: str | None
+    link: ParentLink | None = None
     parent: RunClaim | None = None
-    parent_incarnation: int | None = None
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
-    """Claim it with these strikes and go on. `orphaned` names the parent that ended meanwhile."""
+    """Claim it with these strikes and go on; `orphaned` is its link to a parent that has ended meanwhile."""
 
     strikes: int
-    orphaned: str | None = None
+    orphaned: ParentLink | None = None
 
 
 class SetAsideAs(msgspec.Struct, frozen=True, tag=True):
@@ -71,11 +72,9 @@ def plan(facts: BootFacts) -> Resume | SetAsideAs:
     return Resume(strikes, _orphaned_by(facts))
 
 
-def _orphaned_by(facts: BootFacts) -> str | None:
-    """The parent, if the run has one and that has ended for good."""
-    if facts.parent_incarnation is None:
+def _orphaned_by(facts: BootFacts) -> ParentLink | None:
+    """The link to the parent, if the run has one and that has ended for good."""
+    link, parent = facts.link, facts.parent
+    if link is None or (parent is not None and parent.incarnation == link.incarnation and parent.status not in ENDED):
         return None
-    parent = facts.parent
-    if parent is None or parent.incarnation != facts.parent_incarnation or parent.status in ENDED:
-        return facts.claim.run_id if parent is None else parent.run_id
-    return None
+    return link

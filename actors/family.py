@@ -8,10 +8,10 @@ from executus.actors.desk import Desk
 from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Letter
 from executus.actors.messages import EndRun
-from executus.actors.outcomes import CancelRequested, Cause, KillRequested, Outcome
+from executus.actors.outcomes import CancelRequested, KillRequested, Outcome
 from executus.actors.run import ChildEnded
 from executus.actors.stored_runs import resting_incarnation
-from executus.stores import LIVE, ExecutusError
+from executus.stores import LIVE, ExecutusError, ParentLink
 
 
 class Family:
@@ -45,13 +45,7 @@ class Family:
         for child_run_id in list(inc.children.values()):
             child = self._desk.table.get(child_run_id)
             if child is not None and child.parent is not None and _is_child_of(child, inc):
-                by = f"parent {inc.run_id!r}"
-                cause: Cause = (
-                    KillRequested(by, "its parent ended")
-                    if child.parent.on_parent_end == "kill"
-                    else CancelRequested(by, "its parent ended")
-                )
-                self._end_run(EndRun(child.run_id, child.incarnation, cause, Promise()))
+                self._end_run(EndRun(child.run_id, child.incarnation, parent_ended(child.parent), Promise()))
 
     def find(self, inc: Incarnation) -> None:
         """Derive from the store which children a resumed parent has, and which ends it has not taken in yet.
@@ -69,6 +63,12 @@ class Family:
             ended = resting_incarnation(self._desk.env, stored).ending.result(0)
             if ended.outcome is not None:
                 _deliver(inc, link.key, child_run_id, ended.outcome)
+
+
+def parent_ended(link: ParentLink) -> CancelRequested | KillRequested:
+    """Why a child ends whose parent has ended for good."""
+    cause = KillRequested if link.on_parent_end == "kill" else CancelRequested
+    return cause(f"parent {link.run_id!r}", "its parent ended")
 
 
 def _is_child_of(child: Incarnation, parent: Incarnation) -> bool:

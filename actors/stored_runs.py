@@ -145,8 +145,12 @@ def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
         snapshot = None if loaded is None else loaded.snapshot
     except RecordCorrupt as error:
         unreadable = str(error)
-    link = None if record is None else record.parent
-    parent = None if link is None else env.store.load(link.run_id)
+    link, parent = None if record is None else record.parent, None
+    if link is not None:
+        try:
+            parent = env.store.load(link.run_id)
+        except RecordCorrupt:
+            link = None
     return BootFacts(
         claim=claim,
         run_type=None if record is None else record.run_type,
@@ -154,8 +158,8 @@ def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
         snapshot_schema=None if snapshot is None else snapshot.schema_version,
         waiting=snapshot is not None and snapshot.waiting,
         unreadable=unreadable,
+        link=link,
         parent=None if parent is None else parent.claim,
-        parent_incarnation=None if link is None else link.incarnation,
     )
 
 
