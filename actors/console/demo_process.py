@@ -40,6 +40,7 @@ class DaemonProcess:
         try:
             self._send(msgspec.json.encode(job) + b"\n")
         except BrokenPipeError:
+            self.close()
             raise self._failed("ended before it took its job") from None
 
     def reports(self) -> Iterator[list[Report]]:

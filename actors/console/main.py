@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from executus.actors.console.demo import demo
 from executus.actors.console.failures import CommandFailed, ExitCode, complain
@@ -21,6 +21,9 @@ from executus.actors.console.screen import screen_for
 from executus.actors.console.show import print_raw, print_shown, show
 from executus.actors.console.values import print_json
 from executus.stores import ExecutusError, RunStatus
+
+MOST_PROBLEMS: Final = 10
+"""So many are printed for people."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +68,10 @@ def _demo(arguments: argparse.Namespace) -> ExitCode:
         ("time altogether", f"{summary.seconds:.1f} s"),
     ]
     screen.table((), rows)
-    for problem in summary.problems:
+    for problem in summary.problems[:MOST_PROBLEMS]:
         screen.say(f"broken: {problem}")
+    if len(summary.problems) > MOST_PROBLEMS:
+        screen.say(f"broken: {len(summary.problems) - MOST_PROBLEMS} more; --json has all")
     if summary.store is not None:
         screen.say(f"the store is kept; look at it with: executus ps {summary.store}")
     return ExitCode.OK if summary.ok else ExitCode.FAILED

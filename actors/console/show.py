@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from executus.actors.console.ps import owner_line, reading
 from executus.actors.console.screen import Screen
 from executus.actors.console.values import MAX_DECODED_BYTES, Decoded, age, decoded, json_value, one_line, pretty, texts
 from executus.actors.definition import decode_next
-from executus.actors.outcomes import Failed, decode_outcome
+from executus.actors.outcomes import decode_outcome
 from executus.actors.run import Waiting
 from executus.stores import (
     LmdbReader,
@@ -138,14 +138,16 @@ def print_shown(shown: Shown, screen: Screen) -> None:
 
 
 def _print_outcome(outcome: Any, screen: Screen) -> None:
+    """As JSON; the traceback of a failure by lines."""
     if outcome is None:
         return
-    traceback = ""
-    if isinstance(outcome, dict) and outcome.get("type") == Failed.__name__:
-        error = dict(outcome["error"])
-        traceback, outcome = error.pop("traceback", ""), {**outcome, "error": error}
+    facts = cast("dict[str, Any]", outcome)
+    error: dict[str, Any] = facts.get("error") or {}
+    traceback: str = error.get("traceback") or ""
+    if traceback:
+        facts = {**facts, "error": {name: fact for name, fact in error.items() if name != "traceback"}}
     screen.say("outcome:")
-    for line in [*pretty(outcome), *traceback.splitlines()]:
+    for line in [*pretty(facts), *traceback.splitlines()]:
         screen.say(line)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -38,9 +39,10 @@ def json_value(value: object) -> Any:
     """What JSON can hold of a value; bytes as base64, keys as text. Raises what msgspec raises, RecursionError."""
     match value:
         case dict():
-            return {key if isinstance(key, str) else str(key): json_value(item) for key, item in value.items()}
+            items = cast("dict[object, object]", value).items()
+            return {key if isinstance(key, str) else str(key): json_value(item) for key, item in items}
         case list() | tuple():
-            return [json_value(item) for item in value]
+            return [json_value(item) for item in cast("Sequence[object]", value)]
         case None | str() | bool() | int() | float():
             return value
         case _:
