@@ -123,9 +123,9 @@ class LmdbReader(RowReader):
             return True
         if self.owner_pid is not None:
             raise StoreUnavailable(
-                f"store {self._path!r} is owned by pid {self.owner_pid}, and {lmdb_env.LOCK_NAME} cannot be "
-                "written: without a place in it the daemon would write over what is being read. Try as the daemon's user, or when "
-                "the daemon has ended.",
+                f"store {self._path!r} is owned by pid {self.owner_pid}, and {lmdb_env.LOCK_NAME} cannot be written: "
+                "without a place in it the daemon would write over what is being read. Nothing was read. Try as the "
+                "daemon's user, or when the daemon has ended.",
                 path=self._path,
             )
         return False
