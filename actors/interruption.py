@@ -134,6 +134,11 @@ class Interruption:
         if not inc.durable:
             self._signal_kill(inc, cause)
             return
+        if inc.stage is not Stage.CLAIMING:  # then nothing of it runs, and its claim has to be there first: see launch
+            self.entomb(inc, cause)
+
+    def entomb(self, inc: Incarnation, cause: KillRequested) -> None:
+        """Commit the tombstone of a run whose claim is known, and signal when it is there."""
         self._desk.arm(inc, "tombstone", inc.policies.stop.grace_s)
         self._commit_tombstone(inc, cause, inc.claim.token)
 

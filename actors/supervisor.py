@@ -158,6 +158,9 @@ class RunSupervisor(Actor):
 
         From the input, the store, or the slot of the attempt before.
         """
+        if inc.killed_by is not None and inc.durable:  # while it was being claimed
+            self.interruption.entomb(inc, inc.killed_by)
+            return
         if source is not Source.MEMORY:
             inc.origin = source
         elif before is None or before.published is None:
