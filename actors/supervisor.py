@@ -49,7 +49,18 @@ from executus.actors.run import remaining
 from executus.actors.run_actor import AsyncRunActor, RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
 from executus.actors.stored_runs import next_claim, stored_outcome
-from executus.stores import Accepted, Claim, ExecutusError, Operation, Refused, RunClaim, RunStatus, SetAside, Settle
+from executus.stores import (
+    Accepted,
+    Claim,
+    ExecutusError,
+    Operation,
+    Refused,
+    RunClaim,
+    RunStatus,
+    SetAside,
+    Settle,
+    Token,
+)
 
 
 class RunSupervisor(Actor):
@@ -272,7 +283,9 @@ class RunSupervisor(Actor):
             self.launch(inc, inc.origin)
             return
         claim = next_claim(inc.claim, self.desk.epochs.draw(), self.env.clock.wall_s())
-        expected = inc.claim.token if before.claim is None else before.claim.expected
+        self._claim_restart(inc, before, claim, inc.claim.token if before.claim is None else before.claim.expected)
+
+    def _claim_restart(self, inc: Incarnation, before: SaveSlot, claim: RunClaim, expected: Token | None) -> None:
         operation = Claim(claim=claim, expected=expected)
 
         def go_on(unseen: Claim | None) -> None:
@@ -285,6 +298,8 @@ class RunSupervisor(Actor):
             match verdicts[0]:
                 case Accepted():
                     go_on(None)
+                case Refused(_, current) if current is not None and _is_own(inc, current, claim.epoch):
+                    self._claim_restart(inc, before, claim, current.token)
                 case Refused(_, current):
                     self.lost(inc, current)
 
@@ -333,9 +348,12 @@ class RunSupervisor(Actor):
             )
 
         def then(verdicts: Verdicts) -> None:
-            match verdicts[0]:
+            match verdicts[-1]:
                 case Accepted():
                     self.finish(inc, ending)
+                case Refused(_, current) if current is not None and _is_own(inc, current, inc.claim.epoch):
+                    claim = Claim(claim=inc.claim, expected=current.token)
+                    self.desk.commit([claim, operation], then, failed=failed, final=inc.slot)
                 case Refused(_, current):
                     self.lost(inc, current)
 
@@ -385,3 +403,13 @@ class RunSupervisor(Actor):
             self.family.ended(inc, ending.outcome)
         inc.ending.try_set(ending)
         self.left()
+
+
+def _is_own(inc: Incarnation, current: RunClaim, epoch: int) -> bool:
+    """Whether an earlier epoch of this very run is in the way of `epoch`.
+
+    Its commit had failed and had been applied all the same, or a later one has not been taken yet. No other process can
+    have claimed it: the store has one owner. The newest epoch goes over what is there.
+    """
+    ours = (current.incarnation, current.status) == (inc.incarnation, RunStatus.RUNNING)
+    return ours and current.epoch < epoch
