@@ -33,10 +33,11 @@ import pykka
 from pykka import messages
 
 from executus.actors.clock import log_contained
-from executus.actors.dispatcher import Dispatcher, TurnBudget, WorkerPool
+from executus.actors.dispatcher import Dispatcher, TurnBudget
 from executus.actors.errors import AskCycle, MailboxClosed, RuntimeForked, WaitTimeout
 from executus.actors.future import Promise
 from executus.actors.mailbox import NOTHING, Mailbox
+from executus.actors.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from pykka._types import OptExcInfo
@@ -241,6 +242,12 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         self.monitor(lambda _: event.set())
         return event
 
+    @property
+    def kind(self) -> object:
+        """What its turns are told apart by: see `Actor.turn_kind`."""
+        actor = self._actor
+        return self.actor_class if actor is None else actor.turn_kind or self.actor_class
+
     def _actor_weakref(self) -> A | None:  # type: ignore[override]
         return self._actor
 
@@ -347,8 +354,10 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
 
     def begin(self, dispatcher: Dispatcher, on_exit: Callable[[ExitReport], object] | None) -> None:
         """Let its first turn run on `dispatcher`. Once."""
+        actor_budget = None if self._actor is None else self._actor.turn_budget
         self._dispatcher = dispatcher
-        self._budget = getattr(dispatcher, "budget", _NO_BUDGET)
+        budget: TurnBudget = actor_budget or getattr(dispatcher, "budget", _NO_BUDGET)
+        self._budget = budget
         self._pid = os.getpid()
         if on_exit is not None:
             self._monitors = (on_exit,)
@@ -437,7 +446,7 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
             return
         self._error = error  # for the report, should `on_failure` have to be abandoned
         if error is not None:
-            log_contained(f"Unhandled exception in {self}:", error=error)
+            log_contained(f"Unhandled exception in {self}:", error=error, level=actor.crash_log_level)
         try:
             if error is None:
                 self._phase = "stopping"
@@ -564,6 +573,12 @@ class Actor(pykka.Actor):
 
     mailbox_limit: ClassVar[int | None] = None
     """How many messages may wait; None is any number. Control, and stop, are not counted."""
+    turn_budget: ClassVar[TurnBudget | None] = None
+    """How long its turns are; None is what its dispatcher says."""
+    turn_kind: object = None
+    """What a dispatcher tells its turns apart by when it learns which of them block; None is the class."""
+    crash_log_level: ClassVar[int] = logging.ERROR
+    """At which level a crash is logged here; lower it where whoever gets the exit report tells of it in other words."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:  # not pykka's, see the top of the file
         self._actor_ref = ActorRef(self)

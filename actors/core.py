@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from executus.actors.actor import ActorRef, ExitReport
 from executus.actors.clock import Clock, SystemClock, TimerThread
 from executus.actors.definition import Registry, RunDefinition
-from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher, WorkerPool
+from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
 from executus.actors.environment import Environment
 from executus.actors.errors import RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
 from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted, default_logger, log_events
@@ -33,9 +34,11 @@ from executus.actors.save_slot import StorePort
 from executus.actors.store_actor import StoreActor
 from executus.actors.stored_runs import resting_incarnation
 from executus.actors.supervisor import RunSupervisor
+from executus.actors.worker_pool import WorkerPool
 from executus.stores import CheckpointStore, ExecutusError, LmdbStore, MemoryStore, RunStatus, StoreError, check_run_id
 
 DRAIN_S: Final = 10.0
+GATHER_S: Final = 0.0005
 EXIT_DRAIN_S: Final = 1.0
 """What a forgotten runtime gets at interpreter exit: exit must not block."""
 STORE_BACKOFF: Final = Backoff(initial_s=0.05, factor=2.0, max_s=5.0, jitter=0.0)
@@ -158,6 +161,8 @@ class Core:
             logger=self.logger,
             pause=_pause,
             stand_aside=self._pool.stand_aside,
+            backlog=lambda: self._pool.queued() > 0,
+            gather=lambda: time.sleep(GATHER_S),
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )

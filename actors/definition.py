@@ -136,7 +136,8 @@ class RunDefinition:
                 if state is None or isinstance(state, tuple(self._classes))
                 else "return the next state, Wait(state) or Done(result)"
             )
-            msg = f"{self.name}.{callback} returned {type(state).__name__}, declared is {wanted}: {hint}"
+            returned = "None" if state is None else type(state).__name__
+            msg = f"{self.name}.{callback} returned {returned}, declared is {wanted}: {hint}"
             raise WrongReturn(msg)
 
     def encode_state(self, state: object) -> bytes:
@@ -195,6 +196,8 @@ class Registry:
     def __init__(self, runs: Iterable[Callable[[], Run[Any, Any, Any]]], defaults: Policies) -> None:
         self._by_name: dict[str, RunDefinition] = {}
         self._by_class: dict[type, RunDefinition] = {}
+        if isinstance(runs, type) or not isinstance(runs, Iterable):
+            raise InvalidRunType(safe_text(runs), "runs= takes a list of run classes, even for one: runs=[MyRun]")
         for make in runs:
             definition = RunDefinition(make, defaults)
             for name in (definition.name, *definition.aliases):

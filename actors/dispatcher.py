@@ -115,17 +115,22 @@ class StandAside:
         self._gate: threading.Lock | None = None
 
     @contextmanager
-    def stand_aside(self) -> Generator[None, None, None]:
-        """Within this block the workers wait between turns."""
+    def stand_aside(self) -> Generator[Callable[[], None], None, None]:
+        """Within this block the workers wait between turns, until the function that it gives is called."""
         gate = threading.Lock()
         gate.acquire()
         self._gate = gate
+
+        def go_on() -> None:
+            if gate.locked():
+                if self._gate is gate:
+                    self._gate = None
+                gate.release()
+
         try:
-            yield
+            yield go_on
         finally:
-            if self._gate is gate:
-                self._gate = None
-            gate.release()
+            go_on()
 
     def breathe(self) -> None:
         """Wait if a commit is under way. Otherwise this costs one attribute."""

@@ -40,7 +40,8 @@ class Environment:
 
     `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are
     the turns of async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it
-    gets the GIL at once.
+    gets the GIL at once, until it calls what that gives. `backlog()` says whether turns wait for a worker, `gather()`
+    gives them a moment.
     """
 
     clock: Clock
@@ -56,6 +57,8 @@ class Environment:
     registry: Registry
     logger: Any
     pause: Callable[[float, Promise[None]], None]
-    stand_aside: Callable[[], AbstractContextManager[None]]
+    stand_aside: Callable[[], AbstractContextManager[Callable[[], None]]]
+    backlog: Callable[[], bool]
+    gather: Callable[[], None]
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 import msgspec
@@ -49,7 +50,7 @@ class RunRestored(RunEvent, frozen=True, kw_only=True, tag=True):
 
 
 class RunExited(RunEvent, frozen=True, kw_only=True, tag=True):
-    """An attempt crashed; whether it comes back follows."""
+    """An exception ended an attempt; what becomes of the run follows. One that was being ended anyway ends as it would."""
 
     error: ErrorInfo
     phase: Phase
@@ -243,10 +244,15 @@ def _report_failure(subscriber: Subscriber, error: BaseException) -> None:
 
 
 def log_events(logger: Any) -> Subscriber:
-    """A subscriber that writes events to a structlog logger: the event's name, its fields, texts escaped."""
+    """A subscriber that writes events to a structlog logger: the event's name, its fields, texts escaped.
+
+    A crash's traceback goes under `exception`, where structlog's renderers look for one.
+    """
 
     def write(event: Event) -> None:
         fields = {name: _plain(getattr(event, name)) for name in event.__struct_fields__}
+        if isinstance(event, (RunExited, StoreActorRestarted)) and event.error.traceback:
+            fields["exception"] = "\n".join(map(escape, event.error.traceback.splitlines()))
         getattr(logger, severity(event))(type(event).__name__, **fields)
 
     return write
@@ -255,7 +261,17 @@ def log_events(logger: Any) -> Subscriber:
 def _plain(value: object) -> object:
     if isinstance(value, ErrorInfo):
         return escape(str(value))
-    return escape(value) if isinstance(value, str) else value
+    return escape(str(value)) if isinstance(value, str) else value  # str(): an enum's member is its value
+
+
+_fields = structlog.processors.KeyValueRenderer(key_order=["event", "run_id"])
+
+
+def _render(logger: Any, method: str, entry: MutableMapping[str, Any]) -> str:
+    """One line of fields; below it a traceback, indented, so that no text in it can pass for a line of its own."""
+    trace = entry.pop("exception", None)
+    line = _fields(logger, method, entry)
+    return line if trace is None else f"{line}\n{textwrap.indent(trace, '    ')}"
 
 
 def default_logger() -> Any:
@@ -267,10 +283,7 @@ def default_logger() -> Any:
         return structlog.get_logger("executus")
     return structlog.wrap_logger(
         logging.getLogger("executus"),
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.processors.KeyValueRenderer(key_order=["event", "run_id"]),
-        ],
+        processors=[structlog.stdlib.filter_by_level, _render],
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )

@@ -373,8 +373,8 @@ def result_of(run_id: str, ending: Ending) -> Any:
             return result
         case Failed(error, phase, restarts) as outcome:
             text = (
-                f"run {run_id!r} failed in {phase.value} after {restarts} restarts: {error}. Its last "
-                f"snapshot is kept; resume({run_id!r}) continues from it."
+                f"run {run_id!r} failed in {phase.value} after {restarts} restarts: {error}\n"
+                f"Its last snapshot is kept; resume({run_id!r}) continues from it."
             )
             raise RunFailed(run_id, outcome, f"{text}\n{error.traceback}" if error.traceback else text)
         case Quarantined(reason) as outcome:

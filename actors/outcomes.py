@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import traceback as tracebacks
+from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -79,10 +80,24 @@ def escape(text: str) -> str:
 
 def _traceback_text(error: BaseException) -> str:
     try:
-        text = "".join(tracebacks.TracebackException.from_exception(error, capture_locals=False, compact=True).format())
+        described = tracebacks.TracebackException(
+            type(error), error, _from_user_code(error.__traceback__), capture_locals=False, compact=True
+        )
+        text = "".join(described.format())
     except BaseException as failure:  # noqa: BLE001 - formatting calls the error's own __str__ and __notes__
         text = "".join(tracebacks.format_tb(error.__traceback__)) + f"<unprintable: {type(failure).__name__}>"
     return text.encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
+
+
+def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the runtime's own frames on top: they are the same for every crash and tell nothing."""
+    while trace is not None and trace.tb_next is not None and _is_ours(trace):
+        trace = trace.tb_next
+    return trace
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    return str(trace.tb_frame.f_globals.get("__name__")).startswith("executus.actors.")
 
 
 # --- causes: why somebody wants a run to end; recorded in order, the first one counts ---------------------------------

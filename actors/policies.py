@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal, assert_never, get_args
 
 import msgspec
 
@@ -30,6 +30,12 @@ from executus.stores import RunStatus
 
 MAX_STRIKES: Final = 3
 """Boots that may find a run dead in the process's death before it is quarantined."""
+
+
+def _one_of(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):  # msgspec checks types when it decodes, not when a Struct is made
+        msg = f"{name} takes {', '.join(map(repr, get_args(choices)))}, not {value!r}"
+        raise ValueError(msg)
 
 
 def _positive(name: str, value: float | None) -> None:
@@ -65,6 +71,9 @@ class Backoff(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return plain * (1 + self.jitter * (2 * roll - 1))
 
 
+RestartKind = Literal["transient", "permanent", "temporary"]
+
+
 class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which ends are followed by a restart, and how many within `within_s` seconds are too many.
 
@@ -72,13 +81,14 @@ class RestartPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exception classes (or their qualified names) that end the run at once.
     """
 
-    kind: Literal["transient", "permanent", "temporary"] = "transient"
+    kind: RestartKind = "transient"
     max_restarts: int = 3
     within_s: float = 60.0
     backoff: Backoff = Backoff()
     fatal: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
+        _one_of("RestartPolicy's kind", self.kind, RestartKind)
         if self.max_restarts < 0:
             msg = f"max_restarts must not be negative, not {self.max_restarts}"
             raise ValueError(msg)
@@ -109,6 +119,7 @@ class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     durability: Durability = "async"
 
     def __post_init__(self) -> None:
+        _one_of("SavePolicy's durability", self.durability, Durability)
         if self.durability != "async" and (self.every_s is not None or self.every_steps is not None):
             msg = f"durability={self.durability!r} says itself when to save; leave out every_s and every_steps"
             raise ValueError(msg)

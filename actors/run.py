@@ -275,7 +275,11 @@ class Waiting(msgspec.Struct, frozen=True, tag="wait"):
     remaining_s: float | None = None
 
 
-Next = Stepping | Waiting
+class Beginning(msgspec.Struct, frozen=True, tag="begin"):
+    """`begin` is next: a permanent run's next round. Its snapshot has no state; it is there for the seq, which goes on."""
+
+
+Next = Stepping | Waiting | Beginning
 STEPPING = Stepping()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import enum
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, Final, assert_never
 
@@ -13,6 +14,7 @@ import msgspec
 
 from executus.actors.actor import Actor, ExitReport
 from executus.actors.definition import decode_next
+from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
 from executus.actors.errors import NoReply, RunCrashed, SaveRejected
 from executus.actors.events import RunRestored, SaveRefused
@@ -32,6 +34,7 @@ from executus.actors.messages import (
 from executus.actors.outcomes import Completed, ErrorInfo, ExitEvidence, KillRequested, Phase, encode_outcome
 from executus.actors.run import (
     STEPPING,
+    Beginning,
     ChildEnded,
     Done,
     Next,
@@ -90,6 +93,11 @@ class RunActor(Actor):
     then carries it to the supervisor.
     """
 
+    crash_log_level = logging.DEBUG  # the event RunExited tells of it
+
+    turn_budget = TurnBudget(messages=1)
+    """A turn is one batch of callbacks: a run that goes on comes back behind the others."""
+
     def __init__(
         self,
         env: Environment,
@@ -104,7 +112,7 @@ class RunActor(Actor):
         self.slot = slot
         self.source = source
         self.supervisor_tell = supervisor_tell
-        self.definition = incarnation.definition
+        self.definition = self.turn_kind = incarnation.definition
         self.context = AttemptContext(self, incarnation, env)
         self.watched = incarnation.policies.stop.idle_timeout_s is not None
         self.synchronous = slot.policy.durability == "sync"
@@ -460,6 +468,7 @@ class RunActor(Actor):
         if self.source is Source.STORE:
             self.slot.durable_seq = self.slot.saved_seq = self.seq
             self.slot.published = published
+            self.inc.flush_queries()
         self.wait_number += 1
         if self.next is not STEPPING:
             self._arm(self.next)
@@ -479,14 +488,16 @@ class RunActor(Actor):
         loaded = self.env.store.load_snapshot(self.inc.run_id)
         if loaded is None:
             return None, None
-        snapshot = loaded.snapshot
+        snapshot, following = loaded.snapshot, decode_next(loaded.snapshot.next)
+        if isinstance(following, Beginning):
+            self.seq = self.inc.restored_seq = self.slot.durable_seq = self.slot.saved_seq = snapshot.seq
+            return None, None
         if snapshot.schema_version == self.definition.schema_version:
             state = self.definition.decode_state(snapshot.state)
         else:
             assert self.run is not None
             state = self.run.upgrade(snapshot.schema_version, msgspec.msgpack.decode(snapshot.state))
             self.definition.check_state(state, "upgrade")
-        following = decode_next(snapshot.next)
         encoded = not self.definition.immutable
         kept = self.definition.encode_state(state) if encoded else state
         return Published(
@@ -503,8 +514,20 @@ class RunActor(Actor):
 
     def digest_of_action(self) -> bytes:
         """What the callback in hand acts on: the state before it, and the message."""
-        state = self.definition.encode_state(self.state) if self.has_state else (self.inc.input or b"")
+        state = self._state_before() if self.has_state else (self.inc.input or b"")
         return state if self.letter is None else state + b"\0" + encode_message(self.letter.message)
+
+    def _state_before(self) -> bytes:
+        """The bytes of the state as it is when read back: a 1 where a float is declared comes back as 1.0.
+
+        Of a state that can change, as it was when the callback was called.
+        """
+        published = self.slot.published
+        if published is not None and published.encoded and published.seq == self.seq:
+            data = published.state
+        else:
+            data = self.definition.encode_state(self.state)
+        return self.definition.encode_state(self.definition.decode_state(data))
 
     def exited(self, report: ExitReport) -> None:
         """The seam's one report: turn it into evidence for the supervisor."""

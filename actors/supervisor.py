@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
+from executus.actors.definition import encode_next
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
 from executus.actors.events import RunExited, RunRestarting, RunSettled
@@ -38,6 +39,7 @@ from executus.actors.outcomes import (
     ExitEvidence,
     Killed,
     Outcome,
+    Parked,
     Phase,
     RunTimeoutElapsed,
     classify,
@@ -45,7 +47,7 @@ from executus.actors.outcomes import (
 )
 from executus.actors.policies import Restart, decide
 from executus.actors.policies import Settle as SettleAs
-from executus.actors.run import remaining
+from executus.actors.run import Beginning, remaining
 from executus.actors.run_actor import AsyncRunActor, RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
 from executus.actors.stored_runs import next_claim, stored_outcome
@@ -57,10 +59,15 @@ from executus.stores import (
     Refused,
     RunClaim,
     RunStatus,
+    Save,
     SetAside,
     Settle,
+    Snapshot,
     Token,
 )
+
+CANCELLED: Final = "asyncio.exceptions.CancelledError"
+"""What an async callback leaves with when a kill, or the end of the grace, cancels it: no news."""
 
 
 class RunSupervisor(Actor):
@@ -231,9 +238,11 @@ class RunSupervisor(Actor):
             published = inc.slot.close()
             inc.restored_seq = inc.restored_seq if published is None else published.seq
         exit_ = classify(evidence)
-        if isinstance(exit_, Crashed):
-            inc.last_error = exit_.error
-            self.desk.emit(RunExited, inc, error=exit_.error, phase=exit_.phase, seq=inc.restored_seq)
+        error = exit_.error if isinstance(exit_, Crashed) else evidence.error
+        cancelled = error is not None and CANCELLED in error.mro
+        if error is not None and (isinstance(exit_, Crashed) or not (cancelled or isinstance(exit_, Parked))):
+            inc.last_error = error
+            self.desk.emit(RunExited, inc, error=error, phase=evidence.phase, seq=inc.restored_seq)
         if isinstance(exit_, Killed):
             self.finish(inc, Ending(RunStatus.KILLED, exit_, exit_.reason))  # its tombstone is the record already
             return
@@ -270,7 +279,18 @@ class RunSupervisor(Actor):
             if isinstance(verdicts[0], Refused) and inc.stage is not Stage.ENDED:
                 self.lost(inc, verdicts[0].current)
 
-        self.desk.commit([Claim(claim=claim, expected=held_token, outcome=result, drop_snapshots=True)], then)
+        again = Snapshot(
+            run_id=inc.run_id,
+            incarnation=inc.incarnation,
+            epoch=claim.epoch,
+            seq=inc.restored_seq,
+            schema_version=inc.definition.schema_version,
+            taken_at_s=claim.claimed_at_s,
+            state=b"",
+            next=encode_next(Beginning()),
+        )
+        claimed = Claim(claim=claim, expected=held_token, outcome=result, drop_snapshots=True)
+        self.desk.commit([claimed, Save(snapshot=again)], then)
 
     def _restart(self, inc: Incarnation) -> None:
         """The backoff is over: claim, then go on from memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from executus.stores.operations import Operation, Verdict
@@ -34,8 +34,11 @@ class CheckpointStore(Protocol):
         """Give up ownership. Idempotent. What was committed stays."""
         ...
 
-    def commit(self, operations: Sequence[Operation]) -> list[Verdict]:
+    def commit(self, operations: Sequence[Operation], flushing: Callable[[], None] | None = None) -> list[Verdict]:
         """Apply the operations in order, in one atomic transaction, and return a verdict for each.
+
+        `flushing` is called when everything is handed to the engine and only the disk's flush is left: from there on
+        the commit needs the interpreter no more. It must not raise.
 
         A later operation sees the effects of the earlier ones. A refused one changes nothing and hinders no other. When
         this returns, what was accepted is durable to the store's profile. When it raises StoreUnavailable (StoreFull

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from executus.stores.batch import Batch, Fence
@@ -28,7 +28,7 @@ class RowStore(RowReader):
     def _transaction(self, operations: Sequence[Operation]) -> AbstractContextManager[WritableRows]:
         """The one write transaction: durable when left in peace, undone when left by an error."""
 
-    def commit(self, operations: Sequence[Operation]) -> list[Verdict]:
+    def commit(self, operations: Sequence[Operation], flushing: Callable[[], None] | None = None) -> list[Verdict]:
         """See CheckpointStore."""
         self._check_usable()
         if not operations:
@@ -39,6 +39,8 @@ class RowStore(RowReader):
                 batch = Batch(rows, self._fences)
                 verdicts = batch.apply(operations)
                 rows.write(batch.writes)
+                if flushing is not None:
+                    flushing()
         except BaseException:
             # Whether it happened is unknown: what the rows say is read again, before the next write to these runs.
             for run_id in batch.fences if batch else ():
