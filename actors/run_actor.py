@@ -469,6 +469,10 @@ class RunActor(Actor):
             self.slot.durable_seq = self.slot.saved_seq = self.seq
             self.slot.published = published
             self.inc.flush_queries()
+        if self.synchronous and self.seq > self.slot.durable_seq:
+            self.gate_seq = self.slot.waiting_seq = self.seq  # marked first, then looked: no answer slips by
+            if self.slot.durable_seq >= self.seq:
+                self.gate_seq = 0
         self.wait_number += 1
         if self.next is not STEPPING:
             self._arm(self.next)
