@@ -24,6 +24,7 @@ from executus.stores import (
     RecordTooLarge,
     Refusal,
     Refused,
+    RunClaim,
     RunStatus,
     Save,
     SetAside,
@@ -300,6 +301,12 @@ class StoreActor(Actor):
                 self._emit_saved(slot, published.seq)
             case Refused(Refusal.STALE, _):
                 slot.acknowledge(published.seq)  # a newer one is stored already, under this very claim
+            case Refused(Refusal.FENCED, current) if current is not None and _is_earlier_claim(slot, current):
+                assert slot.claim is not None
+                slot.claim = Claim(claim=slot.claim.claim, expected=current.token)
+                slot.dirty = True  # it stays with us
+                self._slots[slot] = None
+                self._flush_soon()
             case Refused(_, current):
                 slot.refuse(current)
                 self._env.events.emit(RunFencedOff(**_about(slot)))
@@ -352,6 +359,13 @@ class StoreActor(Actor):
 def _pending_claim(slot: SaveSlot) -> list[Operation]:
     """A claim that a failing store has not taken yet; it goes in before the slot's first write."""
     return [] if slot.claim is None else [slot.claim]
+
+
+def _is_earlier_claim(slot: SaveSlot, current: RunClaim) -> bool:
+    """Whether an earlier claim of this run, given up as failed, had been applied all the same: ours goes over it."""
+    if slot.claim is None or current.status is not RunStatus.RUNNING:
+        return False
+    return current.incarnation == slot.token.incarnation and current.epoch < slot.token.epoch
 
 
 def _run_id(operation: Operation) -> str:
