@@ -26,7 +26,7 @@ from executus.actors.outcomes import (
     encode_outcome,
 )
 from executus.actors.stored_runs import ending_claim
-from executus.stores import ENDED, Accepted, Claim, ExecutusError, Refusal, Refused, RunStatus, Token
+from executus.stores import ENDED, Accepted, Claim, ExecutusError, Refusal, Refused, RunClaim, RunStatus, Token
 
 SWEEP_MIN_S: Final = 0.05
 CANCEL_GRACE_S: Final = 0.1
@@ -148,15 +148,15 @@ class Interruption:
         )
 
         def then(verdicts: Verdicts) -> None:
-            if inc.stage is Stage.ENDED:
-                return
             match verdicts[0]:
+                case Refused(Refusal.FENCED, RunClaim(status=RunStatus.RUNNING, incarnation=inc.incarnation) as current):
+                    # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
+                    # there, then. Also after it was signalled without its tombstone.
+                    self._commit_tombstone(inc, cause, current.token)
+                case _ if inc.stage is Stage.ENDED:
+                    return
                 case Accepted():
                     self._signal_kill(inc, cause)
-                case Refused(Refusal.FENCED, current) if current is not None and current.status is RunStatus.RUNNING:
-                    # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
-                    # there, then.
-                    self._commit_tombstone(inc, cause, current.token)
                 case Refused():
                     inc.killed_by = None  # it ended by itself first: that ending stands
 
