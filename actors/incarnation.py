@@ -239,6 +239,7 @@ class Incarnation:
         "run_id",
         "slot",
         "stage",
+        "told_of",
         "unstarted",
         "waiting_for_begin",
     )
@@ -281,6 +282,8 @@ class Incarnation:
         self.progress: Progress | None = None
         self.last_error: ErrorInfo | None = None
         self.children: dict[str, str] = {}
+        self.told_of: set[str] | None = None
+        """Children whose end was put into the mailbox by this process."""
         self.durable_waiters: list[tuple[int, Promise[int]]] = []
         self.restored_seq = 0
         self.unstarted: list[Promise[Incarnation]] = []
