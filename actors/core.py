@@ -26,7 +26,7 @@ from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted,
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, tell_if_alive, view_of_stored
 from executus.actors.interruption import DrainReport
-from executus.actors.messages import DrainRuns, IfExists, ResumeRun, StartOrder, StartRuns, StoreRestarted
+from executus.actors.messages import DrainRuns, IfExists, Recover, ResumeRun, StartOrder, StartRuns, StoreRestarted
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
@@ -183,8 +183,9 @@ class Core:
         """
         opened: Promise[None] = Promise()
         ready: Promise[None] = Promise()
-        opened.add_done_callback(lambda _: self._start_supervisor(opened, ready))
         self._start_store(opened)
+        # Now `_store_ref` is there: what the supervisor tells the store, at once, must not be lost.
+        opened.add_done_callback(lambda _: self._start_supervisor(opened, ready))
         return ready
 
     def _start_supervisor(self, opened: Promise[None], ready: Promise[None]) -> None:
@@ -200,6 +201,7 @@ class Core:
             ready,
             on_exit=lambda report: self._supervisor_exited(report, ready),
         )
+        self._tell_supervisor_always(Recover())  # not in its on_start: then the store actor could not answer it yet
 
     def _start_store(self, opened: Promise[None]) -> None:
         self._store_ref = StoreActor.start_on(

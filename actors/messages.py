@@ -128,6 +128,10 @@ class DrainRuns(msgspec.Struct, frozen=True):
     reply: Promise[Any]
 
 
+class Recover(msgspec.Struct, frozen=True):
+    """Find what the last process left. The first message, told once the store actor knows whom to answer."""
+
+
 class StoreRestarted(msgspec.Struct, frozen=True):
     """The store actor came back: what it had not answered is to be sent again."""
 

@@ -24,6 +24,7 @@ from executus.actors.messages import (
     DrainRuns,
     EndRun,
     OfferSave,
+    Recover,
     ResumeRun,
     RetryCommit,
     SpawnChildren,
@@ -91,10 +92,6 @@ class RunSupervisor(Actor):
     def _tell_self(self, message: object) -> None:
         tell_if_alive(self.actor_ref, message)
 
-    def on_start(self) -> None:
-        """Find what the last process left, before any other message."""
-        self.admission.recover(self._recovered)
-
     def _recovered(self) -> None:
         self._ready.try_set(None)
 
@@ -124,6 +121,8 @@ class RunSupervisor(Actor):
                 self._timer_elapsed(message)
             case SweepIdle():
                 self.interruption.sweep()
+            case Recover():
+                self.admission.recover(self._recovered)
             case StoreRestarted():
                 self._store_restarted()
             case DrainRuns():
