@@ -74,7 +74,8 @@ class SimCore(Core):
         return left
 
     def _escalate(self) -> None:
-        self._process.world.ledger.violated(f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}")
+        if not self._process.dead:
+            self._process.world.ledger.violated(f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}")
 
 
 class Process:
@@ -374,8 +375,9 @@ class World:
         rng = self.rng
         kind = rng.choice(("SyncRun", "SyncRun", "AsyncRun", "AsyncRun", "MutableRun", "MixedRun"))
         goal = rng.randint(3, 8)
-        children = ()
-        if kind in {"SyncRun", "AsyncRun"} and rng.random() < 0.4:
+        children: tuple[str, ...] = ()
+        restart = rng.choice(("transient", "transient", "transient", "transient", "permanent", "temporary"))
+        if kind in {"SyncRun", "AsyncRun"} and restart != "permanent" and rng.random() < 0.4:
             children = tuple(rng.sample(("s1", "s2k", "a1", "a22k"), rng.randint(1, 2)))
         self.jobs[run_id] = job = Job(goal, rng.randrange(1000), children)
         self.kinds[run_id] = kind
@@ -396,7 +398,7 @@ class World:
         )
         self.policies[run_id] = policies = Policies(
             RestartPolicy(
-                kind=rng.choice(("transient", "transient", "transient", "transient", "permanent", "temporary")),
+                kind=restart,
                 max_restarts=rng.choice((3, 6)),
                 within_s=20.0,
                 backoff=Backoff(initial_s=rng.choice((0.01, 0.1, 0.3)), max_s=1.0),
