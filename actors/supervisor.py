@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
@@ -88,6 +90,8 @@ class RunSupervisor(Actor):
         self.admission = Admission(self.desk, self, self.family)
         self._ready = ready
         self._endings: dict[Incarnation, Ending] = {}
+        self._unclaimed: set[Incarnation] = set()
+        """Permanent runs whose next round the store has not taken yet: they wait, or its saves would be refused."""
 
     def _tell_self(self, message: object) -> None:
         tell_if_alive(self.actor_ref, message)
@@ -274,9 +278,20 @@ class RunSupervisor(Actor):
         if not inc.durable:
             return
 
+        self._unclaimed.add(inc)
+
         def then(verdicts: Verdicts) -> None:
-            if isinstance(verdicts[0], Refused) and inc.stage is not Stage.ENDED:
-                self.lost(inc, verdicts[0].current)
+            match verdicts[0]:
+                case Refused(_, current) if current is not None and _is_own(inc, current, claim.epoch):
+                    self.desk.commit([msgspec.structs.replace(claimed, expected=current.token), *saved], then)
+                    return
+                case Refused(_, current):
+                    self.lost(inc, current)
+                case Accepted() if inc.stage is Stage.CLAIMING:  # its backoff was over before
+                    self.launch(inc, inc.origin)
+                case Accepted():
+                    pass
+            self._unclaimed.discard(inc)
 
         again = Snapshot(
             run_id=inc.run_id,
@@ -289,7 +304,8 @@ class RunSupervisor(Actor):
             next=encode_next(Beginning()),
         )
         claimed = Claim(claim=claim, expected=held_token, outcome=result, drop_snapshots=True)
-        self.desk.commit([claimed, Save(snapshot=again)], then)
+        saved = [Save(snapshot=again)]
+        self.desk.commit([claimed, *saved], then)
 
     def _restart(self, inc: Incarnation) -> None:
         """The backoff is over: claim, then go on from memory.
@@ -299,7 +315,8 @@ class RunSupervisor(Actor):
         before = inc.slot
         inc.stage = Stage.CLAIMING
         if before is None:  # claimed afresh when its round ended, or never launched
-            self.launch(inc, inc.origin)
+            if inc not in self._unclaimed:
+                self.launch(inc, inc.origin)
             return
         claim = next_claim(inc.claim, self.desk.epochs.draw(), self.env.clock.wall_s())
         self._claim_restart(inc, before, claim, inc.claim.token if before.claim is None else before.claim.expected)
