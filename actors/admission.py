@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from executus.actors.boot import Resume, SetAsideAs, plan
-from executus.actors.desk import Desk, Lifecycle, Verdicts, taken
+from executus.actors.desk import RETRY_S, Desk, Lifecycle, Verdicts, taken
 from executus.actors.errors import (
     NotRegistered,
     NotResumable,
@@ -144,6 +144,9 @@ class Admission:
             reply.try_fail(RunExists(order.run_id, RunStatus.RUNNING))
         elif order.if_exists == "replace":
             again = StartRuns((order,), (reply,))
+            if live.ending.done():  # reported already, and a failing store has not taken it yet
+                self._desk.tell_later(RETRY_S, again)
+                return
             live.ending.add_done_callback(lambda _: self._desk.tell_self(again))
             cause = KillRequested("start(if_exists='replace')", "replaced by a new run of this id")
             self._life.end_run(EndRun(live.run_id, live.incarnation, cause, Promise()))
