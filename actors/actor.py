@@ -354,10 +354,9 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
 
     def begin(self, dispatcher: Dispatcher, on_exit: Callable[[ExitReport], object] | None) -> None:
         """Let its first turn run on `dispatcher`. Once."""
-        actor_budget = None if self._actor is None else self._actor.turn_budget
         self._dispatcher = dispatcher
-        budget: TurnBudget = actor_budget or getattr(dispatcher, "budget", _NO_BUDGET)
-        self._budget = budget
+        own: TurnBudget | None = self.actor_class.turn_budget
+        self._budget = getattr(dispatcher, "budget", _NO_BUDGET) if own is None else own
         self._pid = os.getpid()
         if on_exit is not None:
             self._monitors = (on_exit,)

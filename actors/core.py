@@ -26,7 +26,7 @@ from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted,
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, tell_if_alive, view_of_stored
 from executus.actors.interruption import DrainReport
-from executus.actors.messages import DrainRuns, IfExists, Recover, ResumeRun, StartOrder, StartRuns, StoreRestarted
+from executus.actors.messages import DrainRuns, IfExists, Recover, ResumeRun, StartOrder, StartRuns, StoreCrashed, StoreRestarted
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
@@ -35,7 +35,18 @@ from executus.actors.store_actor import StoreActor
 from executus.actors.stored_runs import resting_incarnation
 from executus.actors.supervisor import RunSupervisor
 from executus.actors.worker_pool import WorkerPool
-from executus.stores import CheckpointStore, ExecutusError, LmdbStore, MemoryStore, RunStatus, StoreError, check_run_id
+from executus.stores import (
+    LIVE,
+    RESUMABLE,
+    CheckpointStore,
+    ExecutusError,
+    LmdbStore,
+    MemoryStore,
+    RunStatus,
+    StoreError,
+    StoreUnavailable,
+    check_run_id,
+)
 
 DRAIN_S: Final = 10.0
 GATHER_S: Final = 0.0005
@@ -224,6 +235,7 @@ class Core:
             return
         self._store_error = ErrorInfo.of(report.error)
         self.events.emit(StoreActorRestarted(error=self._store_error))
+        self._tell_supervisor_always(StoreCrashed(StoreUnavailable(f"the store actor crashed: {self._store_error}")))
         delay_s = STORE_BACKOFF.delay_s(self._store_restarts)
         self._store_restarts += 1
         self.env.timers.call_at(self.env.clock.now_s() + delay_s, self._restart_store)
@@ -455,6 +467,24 @@ class Core:
         if stored is None:
             raise RunNotFound(run_id)
         return resting_incarnation(self.env, stored)
+
+    def present(self, inc: Incarnation) -> Incarnation:
+        """What has become of an incarnation that ended or rests; itself, if nothing has.
+
+        One that rested may have been resumed by hand, or ended at rest. May read the store; never raises.
+        """
+        newer = self.table.get(inc.run_id)
+        if newer is not None:
+            return newer if newer.incarnation == inc.incarnation else inc
+        if inc.ending.result(0).status not in LIVE | RESUMABLE or not inc.durable or self._state != "open":
+            return inc
+        try:
+            stored = self.store.load(inc.run_id)
+            if stored is None or stored.claim.incarnation != inc.incarnation or stored.claim.epoch == inc.claim.epoch:
+                return inc
+            return inc if stored.claim.status is RunStatus.RUNNING else resting_incarnation(self.env, stored)
+        except ExecutusError:
+            return inc
 
     def views(self, *, status: RunStatus | str | None, type_: str | type | None, label: str | None) -> list[RunView]:
         """All runs that fit, in order of id. Reads the whole store."""

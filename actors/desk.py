@@ -90,6 +90,11 @@ class Desk:
 
     # --- commits ------------------------------------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way, or to be sent again."""
+        return bool(self._pending)
+
     def commit(
         self,
         operations: Sequence[Operation],
@@ -118,6 +123,11 @@ class Desk:
         """After a restart of the store actor: send again whatever it has not answered."""
         for tag in list(self._pending):
             self.send(tag)
+
+    def all_failed(self, error: ExecutusError) -> None:
+        """The store actor crashed: whatever it has not answered may have happened or not."""
+        for tag in list(self._pending):
+            self.commit_failed(tag, error)
 
     def committed(self, tag: int, verdicts: Verdicts) -> None:
         """The store actor's answer. The second answer to an operation that was sent twice changes nothing."""

@@ -120,9 +120,12 @@ class StandAside:
         gate = threading.Lock()
         gate.acquire()
         self._gate = gate
+        open_ = False
 
         def go_on() -> None:
-            if gate.locked():
+            nonlocal open_  # not `gate.locked()`: one of those who waited may hold it for a moment
+            if not open_:
+                open_ = True
                 if self._gate is gate:
                     self._gate = None
                 gate.release()

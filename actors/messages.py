@@ -132,6 +132,12 @@ class Recover(msgspec.Struct, frozen=True):
     """Find what the last process left. The first message, told once the store actor knows whom to answer."""
 
 
+class StoreCrashed(msgspec.Struct, frozen=True):
+    """The store actor has crashed: what it had not answered has failed, with an unknown outcome."""
+
+    error: ExecutusError
+
+
 class StoreRestarted(msgspec.Struct, frozen=True):
     """The store actor came back: what it had not answered is to be sent again."""
 

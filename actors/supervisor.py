@@ -31,6 +31,7 @@ from executus.actors.messages import (
     RetryCommit,
     SpawnChildren,
     StartRuns,
+    StoreCrashed,
     StoreRestarted,
     SweepIdle,
     TimerElapsed,
@@ -109,8 +110,10 @@ class RunSupervisor(Actor):
                     self.exited(inc, evidence, result)
             case Committed(tag, verdicts):
                 self.desk.committed(tag, verdicts)
+                self.left()
             case CommitFailed(tag, error):
                 self.desk.commit_failed(tag, error)
+                self.left()
             case RetryCommit(tag):
                 self.desk.send(tag)
             case StartRuns(orders, replies):
@@ -127,6 +130,8 @@ class RunSupervisor(Actor):
                 self.interruption.sweep()
             case Recover():
                 self.admission.recover(self._recovered)
+            case StoreCrashed(error):
+                self.desk.all_failed(error)
             case StoreRestarted():
                 self._store_restarted()
             case DrainRuns():
@@ -142,7 +147,7 @@ class RunSupervisor(Actor):
         self.interruption.end(order)
 
     def left(self) -> None:
-        """A run has left the table; a drain may be over."""
+        """A run has left the table, or a commit is through; a drain may be over."""
         self.interruption.drained_yet()
 
     def _timer_elapsed(self, message: TimerElapsed) -> None:

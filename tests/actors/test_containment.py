@@ -236,12 +236,12 @@ class Breaking(MemoryStore):
         self.breaks = 0
         self.lock = threading.Lock()
 
-    def commit(self, operations: Any) -> Any:
+    def commit(self, operations: Any, flushing: Any = None) -> Any:
         with self.lock:
             if self.breaks:
                 self.breaks -= 1
                 raise self.error("a defect of the store")
-        return super().commit(operations)
+        return super().commit(operations, flushing)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt, MemoryError])
