@@ -209,6 +209,7 @@ class Incarnation:
 
     __slots__ = (
         "__weakref__",
+        "_sleeper",
         "attempt_ref",
         "causes",
         "children",
@@ -223,7 +224,6 @@ class Incarnation:
         "idle",
         "incarnation",
         "input",
-        "interrupted",
         "killed_by",
         "labels",
         "last_error",
@@ -276,7 +276,7 @@ class Incarnation:
         self.phase = Phase.STARTING
         self.causes: list[Cause] = []
         self.killed_by: KillRequested | None = None
-        self.interrupted: Promise[None] = Promise()
+        self._sleeper: Promise[None] | None = None
         self.history = NO_RESTARTS
         self.heartbeat_s: float | None = None
         self.progress: Progress | None = None
@@ -299,6 +299,24 @@ class Incarnation:
 
         Whoever appends looks at the slot once more; append and pop are atomic.
         """
+
+    def woken(self) -> Promise[None]:
+        """What a `context.sleep` waits for: done once the run is asked to end. Made only for a run that sleeps.
+
+        The sleeper makes it, then looks at the causes; who records a cause does so before it looks for a sleeper. So
+        one of the two sees the other.
+        """
+        if self._sleeper is None:
+            self._sleeper = Promise()
+        if self.causes:
+            self._sleeper.try_set(None)
+        return self._sleeper
+
+    def record(self, cause: Cause) -> None:
+        """Record why the run is to end, and wake it if it sleeps. On the supervisor's thread."""
+        self.causes.append(cause)
+        if self._sleeper is not None:
+            self._sleeper.try_set(None)
 
     @property
     def durable(self) -> bool:

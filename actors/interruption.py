@@ -74,8 +74,7 @@ class Interruption:
 
         A run that is backing off has nothing to be asked: it settles at once.
         """
-        inc.causes.append(cause)
-        inc.interrupted.try_set(None)
+        inc.record(cause)
         match inc.stage:
             case Stage.RUNNING:
                 if inc.attempt_ref is not None:
@@ -173,10 +172,9 @@ class Interruption:
         self._desk.disarm(inc, "tombstone")
         if any(isinstance(c, KillRequested) for c in inc.causes):
             return
-        inc.causes.append(cause)
         if inc.slot is not None:
             inc.slot.close()
-        inc.interrupted.try_set(None)
+        inc.record(cause)
         if inc.stage is Stage.RUNNING and inc.attempt_ref is not None:
             tell_if_alive(inc.attempt_ref, Interrupted(), control=True)
             self.arm_grace(inc)
@@ -267,8 +265,8 @@ class Interruption:
         self.drained_yet()
 
     def drained_yet(self) -> None:
-        """Answer the drain if nothing is left."""
-        if self._desk.drain is not None and not self._desk.table:
+        """Answer the drain if nothing is left, not even a tombstone that a failing store has not taken."""
+        if self._desk.drain is not None and not self._desk.table and not self._desk.busy:
             self.answer_drain()
 
     def answer_drain(self) -> None:

@@ -144,8 +144,8 @@ class AttemptContext:
         """See RunContext."""
         self._check_fence()
         if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop() raises instead of answering
-            return _sleep_on_loop(seconds, self._incarnation.interrupted)
-        self._env.pause(seconds, self._incarnation.interrupted)
+            return _sleep_on_loop(seconds, self._incarnation.woken())
+        self._env.pause(seconds, self._incarnation.woken())
         return SLEPT
 
     def spawn(

@@ -1,4 +1,7 @@
-"""Rounds, medians, noise, the machine's name, and the table. An absolute figure of a shared machine means little alone."""
+"""Rounds, medians, noise, the machine's name, and the table.
+
+An absolute figure of a shared machine means little alone.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,17 @@ class Measured:
         return (max(self.values) - min(self.values)) / 2 / self.median if self.median else 0.0
 
     def row(self) -> list[str]:
-        return [self.name, f"{self.median:,.1f}" if self.median < 100 else f"{self.median:,.0f}", self.unit, f"±{self.noise:.0%}"]
+        return [
+            self.name,
+            f"{self.median:,.1f}" if self.median < 100 else f"{self.median:,.0f}",
+            self.unit,
+            f"±{self.noise:.0%}",
+        ]
 
 
-def interleaved(questions: Mapping[str, Callable[[], Mapping[str, tuple[float, str]]]], rounds: int) -> dict[str, Measured]:
+def interleaved(
+    questions: Mapping[str, Callable[[], Mapping[str, tuple[float, str]]]], rounds: int
+) -> dict[str, Measured]:
     """Ask every question once a round, so that what disturbs the machine disturbs them alike."""
     measured: dict[str, Measured] = {}
     for number in range(rounds):
@@ -57,7 +67,9 @@ def pin() -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
     return {
         "cpu": model,
         "cpus": os.cpu_count(),
@@ -75,14 +87,17 @@ def _cpuinfo() -> list[str]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Anonymous resident memory of this process: without the pages of mapped files, which the system may drop."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1_024
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -91,9 +106,7 @@ def report(name: str, measured: Mapping[str, Measured], *, notes: Sequence[str],
     facts = {
         "benchmark": name,
         "machine": machine(),
-        "figures": {
-            m.name: {"median": m.median, "unit": m.unit, "rounds": m.values} for m in measured.values()
-        },
+        "figures": {m.name: {"median": m.median, "unit": m.unit, "rounds": m.values} for m in measured.values()},
         "notes": list(notes),
     }
     if save:
