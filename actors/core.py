@@ -18,7 +18,7 @@ import msgspec
 
 from executus.actors.actor import ActorRef, ExitReport
 from executus.actors.clock import Clock, SystemClock, TimerThread
-from executus.actors.definition import Registry, RunDefinition
+from executus.actors.definition import Registry, RunDefinition, checked_labels
 from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
 from executus.actors.environment import Environment
 from executus.actors.errors import RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
@@ -26,7 +26,16 @@ from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted,
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, tell_if_alive, view_of_stored
 from executus.actors.interruption import DrainReport
-from executus.actors.messages import DrainRuns, IfExists, Recover, ResumeRun, StartOrder, StartRuns, StoreCrashed, StoreRestarted
+from executus.actors.messages import (
+    DrainRuns,
+    IfExists,
+    Recover,
+    ResumeRun,
+    StartOrder,
+    StartRuns,
+    StoreCrashed,
+    StoreRestarted,
+)
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
@@ -440,7 +449,7 @@ class Core:
             definition=definition,
             input=definition.encode_input(input),
             if_exists=if_exists,
-            labels=_checked_labels(labels),
+            labels=checked_labels(labels),
             policies=policies,
             options=msgspec.msgpack.encode(policies) if overridden else b"",
         )
@@ -543,15 +552,6 @@ def _store(store: Store) -> CheckpointStore:
     if isinstance(store, (str, os.PathLike)):
         return LmdbStore(Path(store))
     return store
-
-
-def _checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    checked: dict[Any, Any] = dict(labels or {})
-    for key, value in checked.items():
-        if not (isinstance(key, str) and isinstance(value, str)):
-            msg = f"labels are texts by texts, not {key!r}: {value!r}. Nothing was started."
-            raise TypeError(msg)
-    return checked
 
 
 def _has_label(view: RunView, label: str | None) -> bool:

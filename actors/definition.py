@@ -12,7 +12,7 @@ import inspect
 import types as pytypes
 import typing
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -29,8 +29,10 @@ from executus.actors.errors import (
 from executus.actors.outcomes import safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Next, Run
-from executus.stores import MAX_RECORD_BYTES
+from executus.stores import MAX_LABELS, MAX_RECORD_BYTES
 
+MAX_VALUE_BYTES: Final = MAX_RECORD_BYTES - 65_536
+"""The most that an input, a state or a result may take; what is left is for the record around it."""
 CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)
@@ -112,9 +114,9 @@ class RunDefinition:
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"run type {self.name!r}: the input does not fit: {safe_text(error)}. Nothing was started."
             raise InvalidInput(msg) from error
-        if len(data) > MAX_RECORD_BYTES - 65_536:  # leaves room for the rest of the record
+        if len(data) > MAX_VALUE_BYTES:
             msg = (
-                f"run type {self.name!r}: the input takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}. "
+                f"run type {self.name!r}: the input takes {len(data)} bytes, the cap is {MAX_VALUE_BYTES}. "
                 "Nothing was started."
             )
             raise InvalidInput(msg)
@@ -147,8 +149,8 @@ class RunDefinition:
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"run type {self.name!r}: the state cannot be encoded: {safe_text(error)}"
             raise SaveRejected(msg) from error
-        if len(data) > MAX_RECORD_BYTES - 65_536:
-            msg = f"run type {self.name!r}: the state takes {len(data)} bytes, the cap is {MAX_RECORD_BYTES}"
+        if len(data) > MAX_VALUE_BYTES:
+            msg = f"run type {self.name!r}: the state takes {len(data)} bytes, the cap is {MAX_VALUE_BYTES}"
             raise SaveRejected(msg)
         return data
 
@@ -161,10 +163,14 @@ class RunDefinition:
     def encode_result_check(self, result: object) -> None:
         """Raise WrongReturn unless the result can be stored and read back as the declared type."""
         try:
-            msgspec.msgpack.decode(_encoder.encode(result), type=self.result_type)
+            data = _encoder.encode(result)
+            msgspec.msgpack.decode(data, type=self.result_type)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"{self.name}: Done's result cannot be kept as {self.result_type}: {safe_text(error)}"
             raise WrongReturn(msg) from error
+        if len(data) > MAX_VALUE_BYTES:
+            msg = f"{self.name}: Done's result takes {len(data)} bytes, the cap is {MAX_VALUE_BYTES}"
+            raise WrongReturn(msg)
 
     def check_message(self, message: object) -> None:
         """Raise InvalidMessage unless `receive` declares this message's type."""
@@ -178,6 +184,30 @@ class RunDefinition:
                 "was not delivered."
             )
             raise InvalidMessage(msg)
+
+
+def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of labels that the store will take. Raises TypeError and ValueError."""
+    checked: dict[Any, Any] = dict(labels or {})
+    if len(checked) > MAX_LABELS:
+        msg = f"{len(checked)} labels, the most is {MAX_LABELS}. Nothing was started."
+        raise ValueError(msg)
+    for key, value in checked.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            msg = f"labels are texts by texts, not {key!r}: {value!r}. Nothing was started."
+            raise TypeError(msg)
+        if not _is_utf8(key + value):
+            msg = f"label {key!a}: {value!a} holds a lone surrogate, which no store can keep. Nothing was started."
+            raise ValueError(msg)
+    return checked
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encode_next(following: Next) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from executus.actors.definition import checked_labels
 from executus.actors.environment import Environment
 from executus.actors.errors import RunFenced
 from executus.actors.events import RunProgressed
@@ -166,7 +167,7 @@ class AttemptContext:
             definition=definition,
             input=definition.encode_input(input),
             if_exists="return",
-            labels=dict(labels or {}),
+            labels=checked_labels(labels),
             policies=definition.policies,
             options=b"",
             parent=ParentLink(inc.run_id, inc.incarnation, key, on_parent_end),
