@@ -1,0 +1,250 @@
+"""Reading a user's types: what a Run's Input, State, Result and messages are, whether they can be stored, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import inspect
+import types as pytypes
+import typing
+import uuid
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import inspect as types
+
+from executus.actors.errors import InvalidRunType
+from executus.actors.outcomes import safe_text
+from executus.actors.run import Run
+
+
+def run_class_of(make: Any) -> type[Run[Any, Any, Any]]:
+    """The Run class that a registration makes instances of. Raises InvalidRunType."""
+    if isinstance(make, type):
+        found: Any = make
+    else:
+        found = getattr(make, "run_class", None)
+        if found is None and callable(make):
+            found = type(make())  # a plain zero-argument callable: one instance tells its class
+    if not (isinstance(found, type) and issubclass(found, Run)):
+        raise InvalidRunType(
+            safe_text(make), "runs=[...] takes Run classes, Factory(RunClass, …) or callables that return a Run"
+        )
+    return found
+
+
+def type_arguments(run_class: type, name: str) -> tuple[Any, Any, Any]:
+    """Input, State and Result, through any chain of generic bases."""
+    arguments = _arguments_of(run_class, {})
+    if arguments is None or any(isinstance(a, TypeVar) for a in arguments):
+        raise InvalidRunType(name, f"write class {run_class.__name__}(Run[Input, State, Result]) with your three types")
+    return arguments
+
+
+def _arguments_of(cls: type, bound: dict[Any, Any]) -> tuple[Any, Any, Any] | None:
+    for base in getattr(cls, "__orig_bases__", ()):
+        origin = typing.get_origin(base)
+        args = tuple(bound.get(a, a) for a in typing.get_args(base))
+        if origin is Run:
+            return typing.cast("tuple[Any, Any, Any]", args)
+        if origin is not None and issubclass(origin, Run):
+            found = _arguments_of(origin, dict(zip(getattr(origin, "__parameters__", ()), args, strict=False)))
+            if found is not None:
+                return found
+    for plain in cls.__bases__:
+        if issubclass(plain, Run) and plain is not Run:
+            found = _arguments_of(plain, bound)
+            if found is not None:
+                return found
+    return None
+
+
+def message_type_of(run_class: type[Run[Any, Any, Any]], name: str) -> Any:
+    """The annotation of receive's message; None where receive is not defined."""
+    function = run_class.receive
+    if function is Run.receive:
+        return None
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 3:  # noqa: PLR2004 - self, state, message
+        raise InvalidRunType(name, "receive takes (self, state, message)")
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise InvalidRunType(
+            name, f"receive's annotations cannot be resolved: {error}. Define message types at module level"
+        ) from error
+    annotation = hints.get(parameters[2].name)
+    if annotation is None:
+        raise InvalidRunType(
+            name, f"annotate receive's {parameters[2].name!r} with the messages it takes, for example Approve | Reject"
+        )
+    return without_own(annotation)
+
+
+def without_own(annotation: Any) -> Any:
+    """The user's own members of a message annotation.
+
+    The runtime's (WaitExpired, ChildEnded) are delivered apart from them.
+    """
+    members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    users = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
+    if not users:
+        return None
+    return typing.Union[users] if len(users) > 1 else users[0]  # noqa: UP007 - built at run time
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in {typing.Union, pytypes.UnionType}
+
+
+def decoder_of(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
+    """A decoder for a user's type, after checks that msgspec makes late or not at all.
+
+    Raises InvalidRunType with advice.
+    """
+    try:
+        info = types.type_info(kind)
+        decoder = msgspec.msgpack.Decoder(kind)
+    except (TypeError, NameError) as error:
+        advice = ""
+        if "union" in str(error).lower():
+            advice = ". Untagged Structs in a union: add tag=True to each class"
+        raise InvalidRunType(name, f"{what} {kind!r} cannot be stored: {error}{advice}") from error
+    unknown = _first_custom(info, set())
+    if unknown is not None:
+        raise InvalidRunType(
+            name,
+            f"{what} holds {unknown.__module__}.{unknown.__qualname__}, which cannot be stored. Use "
+            "msgspec Structs, dataclasses, "
+            "enums, containers and scalars; pass live resources through Factory(...)",
+        )
+    return decoder
+
+
+def _parts(info: types.Type) -> list[types.Type]:
+    """The types directly inside a type."""
+    match info:
+        case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.TypedDictType():
+            return [field.type for field in info.fields]
+        case types.UnionType():
+            return list(info.types)
+        case types.TupleType():
+            return list(info.item_types)
+        case types.DictType():
+            return [info.key_type, info.value_type]
+        case types.ListType() | types.SetType() | types.FrozenSetType() | types.VarTupleType() | types.CollectionType():
+            return [info.item_type]
+        case types.Metadata():
+            return [info.type]
+        case _:
+            return []
+
+
+def _first_custom(info: types.Type, seen: set[Any]) -> type | None:
+    if isinstance(info, types.CustomType):
+        return info.cls
+    if _entered(info, seen):
+        return None
+    return next((found for part in _parts(info) if (found := _first_custom(part, seen)) is not None), None)
+
+
+def _entered(info: types.Type, seen: set[Any]) -> bool:
+    """Whether this class has been walked before: Structs may refer to themselves."""
+    cls = getattr(info, "cls", None)
+    if cls is None:
+        return False
+    if cls in seen:
+        return True
+    seen.add(cls)
+    return False
+
+
+_MUTABLE: Final = (
+    types.ListType,
+    types.SetType,
+    types.DictType,
+    types.CollectionType,
+    types.TypedDictType,
+    types.ByteArrayType,
+    types.MemoryViewType,
+    types.AnyType,
+    types.CustomType,
+)
+
+
+def is_immutable(info: types.Type, seen: set[Any]) -> bool:
+    """Whether no value of this type can change.
+
+    Frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down.
+    """
+    if isinstance(info, _MUTABLE):
+        return False
+    if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:
+        return False
+    if isinstance(info, types.DataclassType) and not _is_frozen_dataclass(info.cls):
+        return False
+    if _entered(info, seen):
+        return True
+    return all(is_immutable(part, seen) for part in _parts(info))
+
+
+def _is_frozen_dataclass(cls: Any) -> bool:
+    return dataclasses.is_dataclass(cls) and bool(getattr(cls, "__dataclass_params__").frozen)  # noqa: B009 - unknown to type checkers
+
+
+_SCALARS: Final[dict[type, type]] = {
+    types.NoneType: type(None),
+    types.BoolType: bool,
+    types.IntType: int,
+    types.StrType: str,
+    types.BytesType: bytes,
+    types.ListType: list,
+    types.SetType: set,
+    types.FrozenSetType: frozenset,
+    types.VarTupleType: tuple,
+    types.TupleType: tuple,
+    types.DictType: dict,
+    types.TypedDictType: dict,
+    types.ByteArrayType: bytearray,
+}
+
+
+def exact_classes(info: types.Type) -> frozenset[type]:
+    """The exact classes that values of this type have; empty where that cannot be said (Any)."""
+    match info:
+        case types.Metadata():
+            return exact_classes(info.type)
+        case types.UnionType():
+            parts = [exact_classes(part) for part in info.types]
+            return frozenset().union(*parts) if all(parts) else frozenset()
+        case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.EnumType():
+            return frozenset({typing.cast("type", typing.get_origin(info.cls) or info.cls)})
+        case types.FloatType():
+            return frozenset({float, int})  # 1 is a float to everybody but the interpreter
+        case types.LiteralType():
+            return frozenset(type(v) for v in info.values)
+        case (
+            types.DateTimeType()
+            | types.DateType()
+            | types.TimeType()
+            | types.TimeDeltaType()
+            | types.UUIDType()
+            | types.DecimalType()
+        ):
+            return _library_class(info)
+        case _:
+            kind = _SCALARS.get(type(info))
+            return frozenset() if kind is None else frozenset({kind})
+
+
+def _library_class(info: types.Type) -> frozenset[type]:
+    named = {
+        types.DateTimeType: dt.datetime,
+        types.DateType: dt.date,
+        types.TimeType: dt.time,
+        types.TimeDeltaType: dt.timedelta,
+        types.UUIDType: uuid.UUID,
+        types.DecimalType: decimal.Decimal,
+    }
+    return frozenset({named[type(info)]})
