@@ -25,7 +25,7 @@ from executus.actors.errors import (
 from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
 from executus.actors.family import Family, parent_ended
 from executus.actors.future import Promise
-from executus.actors.incarnation import Incarnation, Stage
+from executus.actors.incarnation import Ending, Incarnation, Stage
 from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnChildren, StartOrder, StartRuns
 from executus.actors.outcomes import ErrorInfo, ExitEvidence, Killed, KillRequested, Phase, encode_outcome
 from executus.actors.run_actor import Source
@@ -43,6 +43,7 @@ from executus.actors.stored_runs import (
 from executus.stores import (
     Accepted,
     Claim,
+    Delete,
     ExecutusError,
     Operation,
     RecordTooLarge,
@@ -50,6 +51,7 @@ from executus.stores import (
     RunClaim,
     RunStatus,
     SetAside,
+    Settle,
     StoredRun,
     StoreError,
     Verdict,
@@ -112,13 +114,23 @@ class Admission:
             waited_s = self._env.clock.now_s() - asked_s
             if waited_s < START_PATIENCE_S and not isinstance(error, RecordTooLarge):
                 return False
-            for inc, _, _ in claims:
+            for inc, claim, _ in claims:
                 self._not_started(
                     inc, StartFailed(f"run {inc.run_id!r} was not started, after {waited_s:.1f} s: {error}"), error
                 )
+                if not isinstance(error, RecordTooLarge):
+                    self._take_back_start(claim)
             return True
 
         self._desk.commit([claim for _, claim, _ in claims], then, failed=failed)
+
+    def _take_back_start(self, claim: Claim) -> None:
+        """A start that was given up may have been applied, now or later: or else the next boot would run it."""
+        token = claim.claim.token
+        undo: list[Operation] = [Settle(token=token, status=RunStatus.STOPPED, reason="its start was given up")]
+        if claim.expected is None:
+            undo.append(Delete(token=token))
+        self._desk.commit(undo, _whatever)
 
     def _started(self, inc: Incarnation) -> None:
         self._desk.emit(RunStarted, inc)
@@ -137,6 +149,7 @@ class Admission:
         if self._desk.table.get(inc.run_id) is inc:
             del self._desk.table[inc.run_id]
         inc.stage = Stage.ENDED
+        inc.ending.try_set(Ending(RunStatus.STOPPED, None, "it was not started"))  # for whoever wanted it to end
 
     def _start_on_live(self, order: StartOrder, reply: Promise[Incarnation], live: Incarnation) -> None:
         """The id is taken by a run of this process."""
@@ -251,9 +264,19 @@ class Admission:
                     self._not_started(inc, NotResumable(f"run {run_id!r} is {status} and was not resumed"))
 
         def failed(error: ExecutusError) -> bool:
-            self._not_started(inc, StartFailed(f"run {run_id!r} was not resumed: {error}"), error)
+            waited_s = self._env.clock.now_s() - asked_s
+            if waited_s < START_PATIENCE_S:
+                return False
+            self._not_started(
+                inc, StartFailed(f"run {run_id!r} was not resumed, after {waited_s:.1f} s: {error}"), error
+            )
+            # It may have been applied: back to where it rested, or else the next boot would run it.
+            rest = stored.claim
+            undo = Settle(token=claim.token, status=rest.status, reason=rest.reason, ended_at_s=rest.ended_at_s)
+            self._desk.commit([undo], _whatever)
             return True
 
+        asked_s = self._env.clock.now_s()
         self._desk.commit(
             [Claim(claim=claim, expected=stored.claim.token, drop_snapshots=message.from_input)], then, failed=failed
         )
@@ -383,3 +406,7 @@ class Admission:
 
         for batch in batches:
             self._desk.commit([operation for _, operation in batch], partial(then, batch), failed=failed)
+
+
+def _whatever(_verdicts: Verdicts) -> None:
+    """Refused where it was never applied; either way it is undone."""

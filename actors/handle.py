@@ -64,12 +64,9 @@ class _Handle(Generic[R]):
     def _current(self) -> Incarnation:
         """The incarnation's present object: a stopped run that was resumed by hand has another one."""
         self._core.check_process()
-        inc = self._inc
-        if inc.ending.done():
-            newer = self._core.table.get(inc.run_id)
-            if newer is not None and newer.incarnation == inc.incarnation:
-                self._inc = inc = newer
-        return inc
+        if self._inc.ending.done():
+            self._inc = self._core.present(self._inc)
+        return self._inc
 
     def _ask(self, message: object) -> Promise[Any]:
         inc = self._current()
