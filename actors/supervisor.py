@@ -399,7 +399,7 @@ class RunSupervisor(Actor):
                     self.lost(inc, current)
 
         def failed(_error: ExecutusError) -> bool:
-            if outcome is not None:
+            if outcome is not None and inc.stage is not Stage.ENDED:
                 self.desk.arm(inc, "result_grace", inc.policies.stop.result_grace_s, once=True)
             return False
 
