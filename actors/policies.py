@@ -123,7 +123,7 @@ class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.durability != "async" and (self.every_s is not None or self.every_steps is not None):
             msg = f"durability={self.durability!r} says itself when to save; leave out every_s and every_steps"
             raise ValueError(msg)
-        if self.every_s is not None and self.every_s < 0:
+        if self.every_s is not None and not self.every_s >= 0:  # NaN is refused, too
             msg = f"every_s must not be negative, not {self.every_s!r}"
             raise ValueError(msg)
         _positive("every_steps", self.every_steps)
@@ -148,7 +148,7 @@ class StopPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result_grace_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.grace_s < 0 or self.result_grace_s < 0:
+        if not (self.grace_s >= 0 and self.result_grace_s >= 0):  # NaN is refused, too
             msg = f"{self!r}: grace_s and result_grace_s must not be negative"
             raise ValueError(msg)
         _positive("run_timeout_s", self.run_timeout_s)

@@ -42,7 +42,7 @@ class Wait(msgspec.Struct, Generic[S], frozen=True):
         if self.timeout_s is not None and self.until is not None:
             msg = "Wait takes timeout_s or until, not both"
             raise ValueError(msg)
-        if self.timeout_s is not None and self.timeout_s < 0:
+        if self.timeout_s is not None and not self.timeout_s >= 0:  # NaN is refused, too
             msg = f"Wait's timeout_s must not be negative, not {self.timeout_s!r}"
             raise ValueError(msg)
         if isinstance(self.until, dt.datetime) and self.until.tzinfo is None:
