@@ -182,7 +182,7 @@ class NoReply(ExecutusError):
 
 
 class QueryFailed(ExecutusError):
-    """`query` raised what is no Exception (SystemExit, KeyboardInterrupt, CancelledError …), which would end its asker, too."""
+    """`query` raised what is no Exception (SystemExit, CancelledError …), which would end its asker as well."""
 
 
 class WaitTimeout(ExecutusError, TimeoutError):

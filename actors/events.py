@@ -50,7 +50,10 @@ class RunRestored(RunEvent, frozen=True, kw_only=True, tag=True):
 
 
 class RunExited(RunEvent, frozen=True, kw_only=True, tag=True):
-    """An exception ended an attempt; what becomes of the run follows. One that was being ended anyway ends as it would."""
+    """An exception ended an attempt; what becomes of the run follows.
+
+    One that was being ended anyway ends as it would have.
+    """
 
     error: ErrorInfo
     phase: Phase

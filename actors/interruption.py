@@ -148,10 +148,10 @@ class Interruption:
 
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
-                case Refused(Refusal.FENCED, RunClaim(status=RunStatus.RUNNING, incarnation=inc.incarnation) as current):
+                case Refused(Refusal.FENCED, RunClaim(status=RunStatus.RUNNING, incarnation=inc.incarnation) as held):
                     # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
                     # there, then. Also after it was signalled without its tombstone.
-                    self._commit_tombstone(inc, cause, current.token)
+                    self._commit_tombstone(inc, cause, held.token)
                 case _ if inc.stage is Stage.ENDED:
                     return
                 case Accepted():

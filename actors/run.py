@@ -276,7 +276,10 @@ class Waiting(msgspec.Struct, frozen=True, tag="wait"):
 
 
 class Beginning(msgspec.Struct, frozen=True, tag="begin"):
-    """`begin` is next: a permanent run's next round. Its snapshot has no state; it is there for the seq, which goes on."""
+    """`begin` is next: a permanent run's next round.
+
+    Its snapshot has no state; it is there for the seq, which goes on.
+    """
 
 
 Next = Stepping | Waiting | Beginning

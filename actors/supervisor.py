@@ -8,8 +8,8 @@ import msgspec
 
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
-from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.definition import encode_next
+from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
 from executus.actors.events import RunExited, RunRestarting, RunSettled

@@ -145,7 +145,7 @@ def plain_fdatasync(seconds: float, root: str | None) -> Figures:
 
 
 def weigh_idle(root: str | None) -> None:
-    """In a process of its own: start many waiting runs, a few hundred at a time, and print what each holds and takes."""
+    """In a process of its own: start many waiting runs, some hundred at a time; print what each holds and takes."""
     handles: list[Any] = []
     with folder(root) as where, Runtime(where / "store", runs=[Idle], logger=False) as runtime:
         runtime.start(Idle, -1).durable()
@@ -182,8 +182,8 @@ def main(options: Any) -> int:
     measured = interleaved(questions, options.rounds)
     notes = [
         f"{RUNS} runs, states of about 1 KB, {options.seconds:g} s a round, unpinned.",
-        "Throttled steps are bound by the interpreter, durable steps by encoding and the commit's share of the GIL, not",
-        "by the disk: a commit takes all steps that are ready, so its flush is shared by hundreds.",
+        "Throttled steps are bound by the interpreter, durable steps by encoding and the commit's share of the GIL,",
+        "not by the disk: a commit takes all steps that are ready, so its flush is shared by hundreds.",
         "The weight is anonymous memory, in a fresh process; the store's own pages are the file's and can be dropped.",
         "Wanted: at least 150,000 throttled steps/s with no save later than 100 ms after every_s, 25,000 durable",
         "steps/s, at most 4 KB a waiting run.",
