@@ -7,6 +7,7 @@ before a block ends the program so, once it has printed TEXT.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import signal
@@ -15,22 +16,41 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
 import executus.actors
 import executus.stores
-from executus.actors import Backoff, RestartPolicy, SavePolicy, StopPolicy, events
+from executus.actors import Backoff, RestartPolicy, Run, RunHandle, RunStatus, Runtime, SavePolicy, StopPolicy, events
+from executus.actors.core import DRAIN_S
+from executus.actors.definition import MAX_VALUE_BYTES
+from executus.actors.outcomes import Crashed, ErrorInfo, Phase
+from executus.actors.policies import DEFAULT_EVERY_S, MAX_STRIKES, Restart, RestartHistory, decide
+from executus.actors.worker_pool import WorkerPool
+from executus.stores.lmdb_store import REFUSE_NEW_RUNS_RATIO
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HANG_S = 60.0
-PYTEST = ["-q", "--no-header", "--no-summary", "-p", "no:randomly", "-p", "no:cacheprovider", "--rootdir", ".", "-c", "/dev/null"]
+PYTEST = [
+    "-q",
+    "--no-header",
+    "--no-summary",
+    "-p",
+    "no:randomly",
+    "-p",
+    "no:cacheprovider",
+    "--rootdir",
+    ".",
+    "-c",
+    "/dev/null",
+]
 
 FENCE = re.compile(
-    r"(?:^<!-- SIGTERM after: (?P<cue>.+?) -->\n)?^```(?P<kind>\w*)(?: (?P<name>\S+))?\n(?P<text>.*?)^```\n", re.M | re.S
+    r"(?:^<!-- SIGTERM after: (?P<cue>.+?) -->\n)?^```(?P<kind>\w*)(?: (?P<name>\S+))?\n(?P<text>.*?)^```\n",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -68,7 +88,7 @@ def expected_output(block: Block) -> str:
     """What the block shows: the text behind it, or its `# ->` comments in order."""
     if block.shown is not None:
         return block.shown
-    return "".join(f"{line}\n" for line in re.findall(r"# -> (.*)$", block.text, re.M))
+    return "".join(f"{line}\n" for line in re.findall(r"# -> (.*)$", block.text, re.MULTILINE))
 
 
 def is_a_test(block: Block) -> bool:
@@ -98,7 +118,9 @@ def run_program(block: Block, folder: Path) -> tuple[int, str, str]:
     # Starlette's test client wants a successor of httpx that FastAPI's own documentation does not name yet.
     warnings = ["-W", "error", "-W", "ignore:Using `httpx` with"]
     if is_a_test(block):
-        code = f"import sys, pytest; sys.path.insert(0, {str(folder)!r}); sys.exit(pytest.main({[*PYTEST, str(file)]!r}))"
+        code = (
+            f"import sys, pytest; sys.path.insert(0, {str(folder)!r}); sys.exit(pytest.main({[*PYTEST, str(file)]!r}))"
+        )
     command = [sys.executable, "-P", "-X", "dev", *warnings, "-c", code]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(HANG_S, process.kill)
@@ -133,3 +155,165 @@ def test_a_block_runs_and_prints_what_it_shows(block: Block, folder: Path) -> No
     if is_a_test(block):
         return  # pytest has said that its asserts hold
     assert output == expected_output(block), f"README.md line {block.line}\n{errors}"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+INLINE = re.compile(r"`([^`\n]+)`")
+PROSE = FENCE.sub("", README)
+
+PEOPLES_WORDS = {
+    "SystemExit",
+    "KeyboardInterrupt",
+    "CancelledError",
+    "MemoryError",
+    "None",
+    "True",
+    "False",
+    "TestClient",
+}
+"""Python's and other people's."""
+
+THE_EXAMPLES_OWN = {"Crawl", "Publish"}
+
+
+def known_names() -> set[str]:
+    modules = (executus.actors, executus.stores, events)
+    return {name for module in modules for name in vars(module) if not name.startswith("_")}
+
+
+def test_every_class_that_the_readme_names_exists() -> None:
+    named = {word for code in INLINE.findall(PROSE) for word in re.findall(r"(?<![\w.])[A-Z][a-z]+[A-Za-z]+\b", code)}
+    assert len(named) > 40
+    assert named - known_names() - PEOPLES_WORDS - THE_EXAMPLES_OWN == set()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "owner"),
+    [("runtime", Runtime), ("run", RunHandle), ("self.context", executus.actors.RunContext)],
+)
+def test_every_method_that_the_readme_names_exists(prefix: str, owner: type) -> None:
+    text = "\n".join([*INLINE.findall(PROSE), *(block.text for block in PROGRAMS)])
+    named = set(re.findall(rf"(?<![\w.]){re.escape(prefix)}\.([a-z_]+)", text))
+    assert named - {"serve"}, "serve() stands under what is not there yet"
+    assert {name for name in named - {"serve"} if not hasattr(owner, name)} == set()
+
+
+def test_what_is_not_there_yet_is_not_there() -> None:
+    for name in ("send", "serve", "sweep", "passivate"):
+        assert not hasattr(Runtime, name)
+        assert not hasattr(RunHandle, name)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def rows(pattern: str) -> dict[str, str]:
+    """The rows of tables whose first cell fits, by that cell; the value is the second cell."""
+    return {m[1]: m[2] for m in re.finditer(rf"^\| ({pattern}) \| (.*?) \|", README, re.MULTILINE)}
+
+
+def test_the_defaults_of_the_policies_are_those_of_the_code() -> None:
+    policies = (RestartPolicy, Backoff, SavePolicy, StopPolicy)
+    shown = {name.strip("`"): value.strip("`") for name, value in rows(r"`\w+(?:Policy\.|off\.)\w+`").items()}
+    fields = {f"{p.__name__}.{f.name}": f.default for p in policies for f in msgspec.structs.fields(p)}
+    assert shown.keys() == fields.keys()
+    names = {policy.__name__: policy for policy in policies}
+    assert {name: eval(value, names) for name, value in shown.items()} == fields
+    assert f"`None` is {DEFAULT_EVERY_S}" in README
+
+
+def test_the_table_of_endings_names_every_status_and_no_other() -> None:
+    (table,) = re.findall(r"^\| what happened \| status \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
+    statuses = {re.split(r"(?<!\\) \| ", line)[1].strip("`") for line in table.strip().splitlines()[2:]}
+    assert statuses == {status.value for status in RunStatus}
+    assert MAX_STRIKES == 3, "the tables say three boots"
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    limits = rows("[a-z][^|]*?")
+    assert str(executus.stores.MAX_RUN_ID_BYTES) in limits["run id"]
+    assert limits["labels of a run"] == str(executus.stores.MAX_LABELS)
+    assert limits["input, state, result, each"] == "16 MiB, less 64 KiB for the record around it"
+    assert MAX_VALUE_BYTES == (16 * 1024 - 64) * 1024
+    assert limits["messages waiting at a run"] == f"{Run.mailbox_limit} (`mailbox_limit`)"
+    threads = inspect.signature(WorkerPool).parameters["max_threads"].default
+    assert limits["worker threads for sync callbacks"].startswith(str(threads))
+    size = inspect.signature(executus.stores.LmdbStore).parameters["map_size_bytes"].default
+    assert limits["growth of a store"].startswith(f"{size >> 30} GiB")
+    assert f"from {REFUSE_NEW_RUNS_RATIO:.0%}".replace("%", " %") in limits["growth of a store"]
+    assert limits["drain when the `with` block ends"].startswith(f"{DRAIN_S:g} s")
+
+
+def test_the_budget_of_the_nightly_service_is_never_spent(folder: Path) -> None:
+    scope: dict[str, Any] = {"__name__": "nightly"}
+    exec((folder / "nightly.py").read_text(encoding="utf-8"), scope)
+    policy: RestartPolicy = scope["Nightly"].restart_policy
+    now_s, history = 0.0, RestartHistory()
+    for _ in range(2_000):
+        decision = decide(Crashed(ErrorInfo("OSError", "no database"), Phase.STEP), policy, history, now_s)
+        assert isinstance(decision, Restart)
+        history = history.restarted(policy, now_s)
+        now_s += policy.backoff.delay_s(decision.restarts, roll=0.0)  # the shortest delays spend it soonest
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+SHELL = [line for block in BLOCKS if block.kind == "sh" for line in block.text.splitlines()]
+
+
+def executus_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "executus.actors.console.main", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False, timeout=HANG_S
+    )
+
+
+def test_the_two_commands_stand_in_a_code_block() -> None:
+    assert "pip install '.[cli]' && executus demo" in SHELL
+    assert "pip install '.[test]' && pytest" in SHELL
+
+
+def test_every_shell_command_is_one_that_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in SHELL:
+        for command in line.split(" && "):
+            program, *arguments = shlex.split(command)
+            match program:
+                case "pip":
+                    (extra,) = re.findall(r"\.\[(\w+)\]", command)
+                    assert extra in project["optional-dependencies"]
+                case ".ci/run":
+                    assert (ROOT / program).exists()
+                case "executus":
+                    assert arguments[0] in {"demo", "ps", "show"}
+                case _:
+                    assert program in {"pytest", "ruff", "mypy", "lint-imports"}, command
+
+
+def test_the_console_reads_the_store_of_the_approval_example_as_shown(folder: Path) -> None:
+    file = folder / "approval.py"
+    stopped_midway = file.read_text(encoding="utf-8").split("    # … a deploy")[0]
+    (block,) = (block for block in PROGRAMS if block.name == "approval.py")
+    code, _, errors = run_program(block._replace(text=stopped_midway), folder)
+    assert code == 0, errors
+    for line in SHELL:
+        if line.startswith(("executus ps", "executus show")):
+            shown = executus_command(*shlex.split(line)[1:], cwd=folder)
+            assert shown.returncode == 0, shown.stderr
+            assert "post-1" in shown.stdout
+    options = [
+        "ps approvals.store --status failed",
+        "ps approvals.store --type Publish --json",
+        "show approvals.store post-1 --raw",
+    ]
+    assert [executus_command(*line.split(), cwd=folder).returncode for line in options] == [0, 0, 0]
+    assert executus_command("show", "approvals.store", "post-2", cwd=folder).returncode == 4
+    assert executus_command("ps", "elsewhere.store", cwd=folder).returncode == 3
+    assert executus_command("frobnicate", cwd=folder).returncode == 2
+
+
+def test_the_links_within_the_page_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors == set()
