@@ -174,7 +174,13 @@ class Admission:
         if current is None or order.if_exists == "raise":
             self._not_started(inc, RunExists(order.run_id, status))
             return
-        if order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED):
+        replaces = order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED)
+        if replaces and current.epoch > inc.claim.epoch:  # it was killed at rest since this start drew its epoch
+            replies = taken(inc.unstarted)
+            self._leave(inc)
+            self.start([order] * len(replies), replies)
+            return
+        if replaces:
             self._claim_starts(
                 [(inc, Claim(claim=inc.claim, expected=current.token, record=record_of(inc, order)), order)]
             )
