@@ -25,7 +25,7 @@ from executus.actors.errors import (
 from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
 from executus.actors.family import Family, parent_ended
 from executus.actors.future import Promise
-from executus.actors.incarnation import Ending, Incarnation, Stage
+from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnChildren, StartOrder, StartRuns
 from executus.actors.outcomes import ErrorInfo, ExitEvidence, Killed, KillRequested, Phase, encode_outcome
 from executus.actors.run_actor import Source
@@ -149,7 +149,11 @@ class Admission:
         if self._desk.table.get(inc.run_id) is inc:
             del self._desk.table[inc.run_id]
         inc.stage = Stage.ENDED
-        inc.ending.try_set(Ending(RunStatus.STOPPED, None, "it was not started"))  # for whoever wanted it to end
+        ending = Ending(RunStatus.STOPPED, None, "it was not started")
+        error = ended_error(inc.run_id, ending)
+        inc.letters.close(error)
+        inc.fail_waiters(error)
+        inc.ending.try_set(ending)  # for whoever wanted it to end
 
     def _start_on_live(self, order: StartOrder, reply: Promise[Incarnation], live: Incarnation) -> None:
         """The id is taken by a run of this process."""
@@ -247,6 +251,9 @@ class Admission:
         live = self._desk.table.get(run_id)
         if self._desk.drain is not None:
             reply.try_fail(RuntimeDraining(f"run {run_id!r} was not resumed: the runtime is shutting down"))
+            return
+        if live is not None and live.unstarted:
+            live.unstarted.append(reply)  # its claim is under way
             return
         if live is not None:
             reply.try_set(live)
