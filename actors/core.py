@@ -321,6 +321,10 @@ class Core:
             self._loop_thread.close(timeout_s)
         self._timers.close(timeout_s)
         self._pool.close(0.2)
+        self._refuse_unanswered()
+
+    def _refuse_unanswered(self) -> None:
+        """The supervisor is gone: who still waits for its answer will get none."""
         for reply in list(self._unanswered):
             reply.try_fail(self._not_open())
 

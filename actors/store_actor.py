@@ -12,6 +12,7 @@ from executus.actors.actor import Actor
 from executus.actors.environment import Environment
 from executus.actors.errors import SaveRejected
 from executus.actors.events import RunFencedOff, SaveRefused, SnapshotSaved, StoreDegraded, StoreRecovered
+from executus.actors.incarnation import tell_if_alive
 from executus.actors.messages import Commit, CommitFailed, Committed, OfferSave, SaveNow
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.save_slot import Published, SaveSlot
@@ -168,7 +169,7 @@ class StoreActor(Actor):
         self._timer = self._env.timers.call_at(due_s, self._tell_self_due)
 
     def _tell_self_due(self) -> None:
-        self.actor_ref.tell(DueElapsed())
+        tell_if_alive(self.actor_ref, DueElapsed())
 
     def _collect_due(self) -> None:
         self._timer, self._timer_at_s = None, math.inf
