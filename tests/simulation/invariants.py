@@ -247,7 +247,10 @@ class Ledger:
         self.life_of[epoch] = life
         self._check_over(life, callback)
         if epoch not in self.first_seq:
-            self._execution_begins(life, epoch, seq, callback)
+            self._execution_begins(life, epoch, seq)
+            # A permanent run's next round begins where the one before ended.
+            again = callback == "begin" and inc.policies.restart.kind != "permanent"
+            self.check(not again or not self.acknowledged.get(life), f"{life}: begins again although a state was acknowledged")
         newest = self.newest_epoch[life]
         self.check(epoch == newest, f"{life}: {callback} was called under epoch {_e(epoch)}, epoch {_e(newest)} is executing")
         last = self.last_seq.get(epoch)
@@ -261,11 +264,9 @@ class Ledger:
             self.check(self.stored.get(life, 0) >= seq or callback in {"stopping", "begin"}, f"{life}: sync, and seq {seq} is not on the disk")
         self._check_key(life, seq, callback, repr(state), repr(message), context.idempotency_key)
 
-    def _execution_begins(self, life: Life, epoch: int, seq: int, callback: str) -> None:
+    def _execution_begins(self, life: Life, epoch: int, seq: int) -> None:
         acknowledged = self.acknowledged.get(life, 0)
         self.check(seq >= acknowledged, f"{life}: goes on at seq {seq}, behind the acknowledged {acknowledged}")
-        if callback == "begin":
-            self.check(seq == 0 or seq > acknowledged, f"{life}: begins again although seq {acknowledged} was acknowledged")
         self.check(epoch > self.newest_epoch.get(life, 0), f"{life}: epoch {_e(epoch)} is not newer than {_e(self.newest_epoch.get(life, 0))}")
         self.newest_epoch[life] = epoch
         self.first_seq[epoch] = seq

@@ -147,7 +147,8 @@ class _Player(Run[Any, Any, Any]):
             case ChildEnded(key, _, outcome):
                 Stage.world.ledger.child_ended(self.context, state.ended, key)
                 value = outcome.result.acc if isinstance(outcome, Completed) else LOST
-                after = msgspec.structs.replace(state, ended=(*state.ended, (key, value)))
+                others = [pair for pair in state.ended if pair[0] != key]  # a child that was resumed by hand ends again
+                after = msgspec.structs.replace(state, ended=(*others, (key, value)))
                 waits = after.at >= after.job.goal and len(after.ended) < len(after.job.children)
                 return Wait(after) if waits else after
             case Add(name, quiet):

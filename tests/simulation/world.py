@@ -59,6 +59,10 @@ class SimCore(Core):
         assert self._supervisor is not None
         self._supervisor.halt()
 
+    def closed(self) -> None:
+        self._state = "closed"
+        self._refuse_unanswered()
+
     def left_over(self) -> list[str]:
         """What is still held although every run has ended."""
         left = [f"run {run_id} in the table" for run_id in self.table]
@@ -189,6 +193,7 @@ class Process:
 
     def _gone(self) -> None:
         if not self.dead:
+            self.core.closed()
             self.check_answers()
             self.die("closed")
 
@@ -253,6 +258,8 @@ class Process:
     def may_be_unproven(self, inc: Incarnation) -> bool:
         """Whether an ending may be reported that the disk does not have yet."""
         now_s, weather = self.world.scheduler.now_s, self.world.weather
+        if inc.policies.stop.grace_s == 0 and inc.killed_by is not None:
+            return True  # no time to wait for its tombstone
         return self.closing or weather.slow_s > 0 or now_s - weather.broken_at_s < 10.0 or inc.stage is not Stage.ENDED
 
     def launched_s(self, inc: Incarnation) -> float:
@@ -680,7 +687,7 @@ class World:
         ledger.check(set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}")
         missing = self.heard_durably.get((run_id, incarnation), set()) - set(result.heard)
         ledger.check(not missing, f"{run_id} answered asks durably and has forgotten them: {missing}")
-        ledger.check(sorted(key for key, _ in result.ended) == sorted(job.children), f"{run_id} was told of the ends of {result.ended}")
+        ledger.check({key for key, _ in result.ended} == set(job.children), f"{run_id} was told of the ends of {result.ended}")
         for key, value in result.ended:
             right = fold(child_job(job.salt, key))
             ledger.check(value in {right, LOST}, f"{run_id}: child {key} came to {value}, a plain fold to {right}")
