@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from executus.stores import ExecutusError
 
 if TYPE_CHECKING:
-    from executus.actors.outcomes import Outcome
+    from executus.actors.outcomes import Cancelled, Failed, Killed, Outcome, Quarantined, TimedOut
     from executus.stores import RunStatus
 
 
@@ -127,28 +127,58 @@ class RunUnsuccessful(ExecutusError):
 
     def __init__(self, run_id: str, outcome: Outcome, text: str) -> None:
         self.run_id = run_id
-        self.outcome = outcome
+        self._outcome = outcome
         super().__init__(text)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended. Each subclass says which outcome it is, so that its fields need no narrowing."""
+        return self._outcome
 
 
 class RunFailed(RunUnsuccessful):
     """It crashed for good. Look at `outcome.error`; `resume()` continues from its last snapshot."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def outcome(self) -> Failed: ...  # noqa: D102 - the contract is that of the base
+
 
 class RunQuarantined(RunUnsuccessful):
     """Its state cannot be read, or it took the process down three times."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def outcome(self) -> Quarantined: ...  # noqa: D102 - the contract is that of the base
 
 
 class RunKilled(RunUnsuccessful):
     """It was killed."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def outcome(self) -> Killed: ...  # noqa: D102 - the contract is that of the base
+
 
 class RunCancelled(RunUnsuccessful):
     """It was cancelled."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def outcome(self) -> Cancelled: ...  # noqa: D102 - the contract is that of the base
+
 
 class RunTimedOut(RunUnsuccessful):
     """Its run_timeout_s elapsed."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def outcome(self) -> TimedOut: ...  # noqa: D102 - the contract is that of the base
 
 
 class RunInterrupted(ExecutusError):
@@ -198,6 +228,10 @@ class WrongReturn(ExecutusError, TypeError):
 
 class SaveRejected(ExecutusError):
     """A state that cannot be stored. The last good snapshot stands; the run goes on."""
+
+
+class CallbackHung(ExecutusError):
+    """A callback went on without a heartbeat for longer than idle_timeout_s, and was given up on."""
 
 
 class RunFenced(ExecutusError):
