@@ -234,6 +234,10 @@ class CallbackHung(ExecutusError):
     """A callback went on without a heartbeat for longer than idle_timeout_s, and was given up on."""
 
 
+class CallbackHung(ExecutusError):
+    """A callback went on without a heartbeat for longer than idle_timeout_s, and was given up on."""
+
+
 class RunFenced(ExecutusError):
     """This attempt was given up on and another may be running. Nothing it does has effect; return from the callback."""
 

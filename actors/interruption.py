@@ -241,6 +241,7 @@ class Interruption:
                 and beat_s is not None
                 and now_s - beat_s > idle_s
             ):
+                inc.phase = Phase.HUNG
                 stack = self._give_up_on(inc)
                 self._desk.emit(RunHung, inc, idle_s=now_s - beat_s, stack=stack)
         if watched and self._sweep_every_s is not None:
@@ -255,6 +256,7 @@ class Interruption:
         if self._desk.drain is not None:
             first = self._desk.drain.reply
             first.add_done_callback(lambda _: order.reply.try_set(first.result(0)))
+            self._hurry(order.timeout_s)
             return
         self._desk.drain = order
         self._desk.drain_began_s = self._env.clock.now_s()
@@ -263,6 +265,17 @@ class Interruption:
             self.interrupt(inc, DrainRequested())
         self._desk.tell_later(order.timeout_s + ANSWER_S, DrainDeadline())
         self.drained_yet()
+
+    def _hurry(self, timeout_s: float) -> None:
+        """Somebody else drains, and gives less time: then nobody has more than that."""
+        drain = self._desk.drain
+        assert drain is not None
+        if self._env.clock.now_s() + timeout_s >= self._desk.drain_began_s + drain.timeout_s:
+            return
+        for inc in self._desk.table.values():
+            if inc.stage is Stage.RUNNING:
+                self._desk.arm(inc, "grace", min(inc.policies.stop.grace_s, timeout_s))
+        self._desk.tell_later(timeout_s + ANSWER_S, DrainDeadline())
 
     def drained_yet(self) -> None:
         """Answer the drain if nothing is left, not even a tombstone that a failing store has not taken."""

@@ -16,7 +16,7 @@ from executus.actors.actor import Actor, ExitReport
 from executus.actors.definition import decode_next
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
-from executus.actors.errors import NoReply, RunCrashed, SaveRejected
+from executus.actors.errors import CallbackHung, NoReply, RunCrashed, SaveRejected
 from executus.actors.events import RunRestored, SaveRefused
 from executus.actors.incarnation import Incarnation, Letter, tell_if_alive
 from executus.actors.messages import (
@@ -554,6 +554,9 @@ class RunActor(Actor):
     def _evidence(self, report: ExitReport) -> ExitEvidence:
         inc, error = self.inc, report.error
         phase = Phase.STARTING if report.phase == "starting" else inc.phase
+        if phase is Phase.HUNG:
+            idle_s = inc.policies.stop.idle_timeout_s
+            error = CallbackHung(f"run {inc.run_id!r}: a callback went on without a heartbeat for more than {idle_s:g} s")
         info = None if error is None else ErrorInfo.of(error)
         unreadable = str(error) if isinstance(error, RecordCorrupt) and not self.has_state else None
         incompatible = None

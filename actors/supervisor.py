@@ -214,7 +214,7 @@ class RunSupervisor(Actor):
             self.desk.port.tell(OfferSave(slot))
         left_s = remaining(inc.claim.deadline_at_s, inc.claim.remaining_s, self.env.clock.wall_s())
         if left_s is not None:
-            self.desk.arm(inc, "run_timeout", left_s)
+            self.desk.arm(inc, "run_timeout", left_s, once=True)  # it runs on through restarts and backoffs
         self.interruption.watch(inc)
         if inc.causes:
             self.interruption.arm_grace(inc)
@@ -240,7 +240,7 @@ class RunSupervisor(Actor):
 
     def exited(self, inc: Incarnation, evidence: ExitEvidence, result: bytes | None) -> None:
         """An attempt has ended: classify, decide, and follow the decision."""
-        self.desk.disarm(inc, "backoff", "grace", "run_timeout")
+        self.desk.disarm(inc, "backoff", "grace")
         inc.attempt_ref, inc.heartbeat_s = None, None
         if inc.slot is not None:
             published = inc.slot.close()
