@@ -54,6 +54,7 @@ class RunDefinition:
         "_state_decoder",
         "aliases",
         "async_callbacks",
+        "default_callbacks",
         "immutable",
         "make",
         "message_type",
@@ -84,6 +85,7 @@ class RunDefinition:
                 self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}"
             )
         self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
+        self.default_callbacks = frozenset(n for n in CALLBACKS if getattr(run_class, n) is getattr(Run, n))
 
         input_type, state_type, self.result_type = type_arguments(run_class, self.name)
         self.message_type = message_type_of(run_class, self.name)
@@ -229,7 +231,7 @@ class Registry:
     def __init__(self, runs: Iterable[Callable[[], Run[Any, Any, Any]]], defaults: Policies) -> None:
         self._by_name: dict[str, RunDefinition] = {}
         self._by_class: dict[type, RunDefinition] = {}
-        if isinstance(runs, type) or not isinstance(runs, Iterable):
+        if isinstance(runs, type) or not hasattr(runs, "__iter__"):
             raise InvalidRunType(safe_text(runs), "runs= takes a list of run classes, even for one: runs=[MyRun]")
         for make in runs:
             definition = RunDefinition(make, defaults)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import enum
-import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final, assert_never
+from typing import Any, Final, assert_never, cast
 
 import msgspec
 
@@ -70,7 +67,7 @@ class Source(enum.Enum):
     MEMORY = enum.auto()
 
 
-class _Call(enum.Enum):
+class Call(enum.Enum):
     """What an attempt does next."""
 
     BEGIN = Phase.BEGIN
@@ -80,7 +77,7 @@ class _Call(enum.Enum):
     STOPPING = Phase.STOPPING
 
 
-class _CallbackEnded(msgspec.Struct, frozen=True):
+class CallbackEnded(msgspec.Struct, frozen=True):
     """To itself: the task has ended with this error."""
 
     error: BaseException
@@ -125,7 +122,7 @@ class RunActor(Actor):
         self.answer: tuple[Letter, object] | None = None
         self.consumed: tuple[tuple[int, str], ...] = ()
         self.gate_seq = 0
-        self.returned: tuple[_Call, object] | None = None
+        self.returned: tuple[Call, object] | None = None
         self.proceeding = False
         self.leaving = False
         self.stopped = False
@@ -163,7 +160,7 @@ class RunActor(Actor):
                 self._spawned(error)
             case ClaimLost():
                 self.leave()
-            case _CallbackEnded(error):
+            case CallbackEnded(error):
                 self.callback_ended(error)
             case _:
                 msg = f"a run's actor does not know {type(message).__name__}"
@@ -211,7 +208,7 @@ class RunActor(Actor):
 
     # --- what comes next ---
 
-    def decide(self) -> _Call | None:
+    def decide(self) -> Call | None:
         """The next callback, or None when the attempt idles, waits for a commit or leaves.
 
         Sets `phase` and `letter`.
@@ -227,34 +224,34 @@ class RunActor(Actor):
         if self.gate_seq or self.returned is not None:
             return None
         if not self.has_state:
-            return self._calling(_Call.RESTORE if self.source is not Source.INPUT else _Call.BEGIN)
+            return self._calling(Call.RESTORE if self.source is not Source.INPUT else Call.BEGIN)
         if inc.letters:
             self.letter = inc.letters.take()
             if self.letter is not None:
-                return self._calling(_Call.RECEIVE)
+                return self._calling(Call.RECEIVE)
         if self.next is STEPPING:
-            return self._calling(_Call.STEP)
+            return self._calling(Call.STEP)
         if self.wait_elapsed:
             self.wait_elapsed = False
             self.letter = Letter(WaitExpired(), own=True)
-            return self._calling(_Call.RECEIVE)
+            return self._calling(Call.RECEIVE)
         return self._idle()
 
-    def _calling(self, call: _Call) -> _Call:
+    def _calling(self, call: Call) -> Call:
         self.inc.phase = call.value
         if self.watched:
             self.inc.heartbeat_s = self.env.clock.now_s()
         return call
 
-    def _decide_ending(self) -> _Call | None:
+    def _decide_ending(self) -> Call | None:
         killed = any(isinstance(cause, KillRequested) for cause in self.inc.causes)
         if killed or self.stopped or not self.has_state or self.run is None:
             self.leave()
             return None
         self.stopped = True
-        return self._calling(_Call.STOPPING)
+        return self._calling(Call.STOPPING)
 
-    def _idle(self) -> _Call | None:
+    def _idle(self) -> Call | None:
         """Nothing to do until a message or the deadline. See Incarnation for why no message is missed."""
         inc = self.inc
         inc.phase = Phase.WAITING
@@ -265,44 +262,44 @@ class RunActor(Actor):
             return self.decide()
         return None
 
-    def function(self, call: _Call) -> Callable[..., Any]:
+    def function(self, call: Call) -> Callable[..., Any]:
         """The function of a call."""
         run = self.run
         assert run is not None
         match call:
-            case _Call.STEP:
+            case Call.STEP:
                 return run.step
-            case _Call.RECEIVE:
+            case Call.RECEIVE:
                 return run.receive
-            case _Call.BEGIN:
+            case Call.BEGIN:
                 return run.begin
-            case _Call.STOPPING:
+            case Call.STOPPING:
                 return run.stopping
-            case _Call.RESTORE:
+            case Call.RESTORE:
                 return self._restore
             case _:
                 assert_never(call)
 
-    def arguments(self, call: _Call) -> tuple[Any, ...]:
+    def arguments(self, call: Call) -> tuple[Any, ...]:
         """What it is called with."""
         match call:
-            case _Call.STEP:
+            case Call.STEP:
                 return (self.state,)
-            case _Call.RECEIVE:
+            case Call.RECEIVE:
                 assert self.letter is not None
                 return (self.state, self.letter.message)
-            case _Call.BEGIN:
+            case Call.BEGIN:
                 return (self._input(),)
-            case _Call.STOPPING:
+            case Call.STOPPING:
                 return (self.state, REASONS[type(self.inc.causes[0]).__name__])
-            case _Call.RESTORE:
+            case Call.RESTORE:
                 return ()
             case _:
                 assert_never(call)
 
     # --- what a callback returned ---
 
-    def complete(self, call: _Call, returned: object) -> None:
+    def complete(self, call: Call, returned: object) -> None:
         """A callback has returned. Children it spawned are made durable before it counts as completed."""
         if self.leaving or self.slot.closed:
             self.leave()  # it was given up on meanwhile: nothing of it has effect
@@ -315,13 +312,13 @@ class RunActor(Actor):
             self.supervisor_tell(SpawnChildren(self.inc, orders))
             return
         match call:
-            case _Call.STEP | _Call.BEGIN:
+            case Call.STEP | Call.BEGIN:
                 self._accept(returned, call.value)
-            case _Call.RECEIVE:
+            case Call.RECEIVE:
                 self._received(returned)
-            case _Call.STOPPING:
+            case Call.STOPPING:
                 self.leave()
-            case _Call.RESTORE:
+            case Call.RESTORE:
                 self.inc.restored_seq = self.seq
             case _:
                 assert_never(call)
@@ -349,8 +346,9 @@ class RunActor(Actor):
         letter = self.letter
         assert letter is not None
         answer: object = NoReply
-        if type(returned) is Reply:
-            answer, returned = returned.value, returned.next
+        if isinstance(returned, Reply):
+            reply = cast("Any", returned)  # its parameters are the user's
+            answer, returned = reply.value, reply.next
         if isinstance(letter.message, ChildEnded):
             self.consumed = (*self.consumed, (self.seq + 1, letter.message.run_id))
         if letter.answer is not None:
@@ -570,70 +568,3 @@ class RunActor(Actor):
             unreadable=unreadable,
             incompatible=incompatible,
         )
-
-
-class AsyncRunActor(RunActor):
-    """One attempt with async callbacks. Its turns run on the event loop; the callbacks run in one task there.
-
-    Turns and task share the loop's thread, so between two awaits of the task nothing interleaves with it. Synchronous
-    callbacks of such a run are called on a worker, so that they do not block the loop.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.task: asyncio.Task[None] | None = None
-
-    def proceed(self) -> None:
-        """See that the task is running. It ends when there is nothing to do, so that an idle run costs none."""
-        self.inc.idle = False
-        if self.task is None and not self.leaving:
-            assert self.env.loop is not None
-            self.task = self.env.loop.create_task(self._live(), name=f"executus run {self.inc.run_id}")
-
-    def interrupt(self) -> None:
-        """A cause was recorded. A kill cancels the callback; other endings wait for it to return, within the grace."""
-        if self.task is None:
-            self.proceed()
-        elif any(isinstance(cause, KillRequested) for cause in self.inc.causes):
-            self.task.cancel()
-
-    def cancel_callback(self) -> None:
-        """The grace is over: cancel whatever runs."""
-        self.stopped = True
-        if self.task is None:
-            self.leave()
-        else:
-            self.task.cancel()
-
-    async def _live(self) -> None:
-        error: BaseException | None = None
-        current_context.set(self.context)  # the task has a contextvars.Context of its own
-        try:
-            await self._call_while_there_is_work()
-        except BaseException as raised:  # noqa: BLE001 - a SystemExit escaping a task would stop the host's loop; it is handed to the actor instead
-            error = raised
-        self.task = None
-        if error is not None:
-            tell_if_alive(self.actor_ref, _CallbackEnded(error), control=True)
-
-    async def _call_while_there_is_work(self) -> None:
-        until_s = self.env.clock.now_s() + TURN_S
-        calls = 0
-        while (call := self.decide()) is not None:
-            function, arguments = self.function(call), self.arguments(call)
-            if call.value.value in self.definition.async_callbacks:
-                returned = await function(*arguments)
-            elif function.__func__ in _OWN_CALLBACKS if hasattr(function, "__func__") else False:
-                returned = function(*arguments)
-            else:
-                context = contextvars.copy_context()
-                returned = await self.env.workers.submit(functools.partial(context.run, function, *arguments))
-            self.complete(call, returned)
-            calls += 1
-            if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
-                await asyncio.sleep(0)
-                until_s, calls = self.env.clock.now_s() + TURN_S, 0
-
-
-_OWN_CALLBACKS: Final = frozenset({Run.receive, Run.stopping})
-"""The defaults of Run are short and block nobody: no thread is taken for them."""

@@ -8,6 +8,7 @@ import msgspec
 
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
+from executus.actors.async_run_actor import AsyncRunActor
 from executus.actors.definition import encode_next
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.environment import Environment
@@ -52,7 +53,7 @@ from executus.actors.outcomes import (
 from executus.actors.policies import Restart, decide
 from executus.actors.policies import Settle as SettleAs
 from executus.actors.run import Beginning, remaining
-from executus.actors.run_actor import AsyncRunActor, RunActor, Source
+from executus.actors.run_actor import RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
 from executus.actors.stored_runs import next_claim, stored_outcome
 from executus.stores import (

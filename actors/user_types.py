@@ -31,7 +31,7 @@ def run_class_of(make: Any) -> type[Run[Any, Any, Any]]:
         raise InvalidRunType(
             safe_text(make), "runs=[...] takes Run classes, Factory(RunClass, …) or callables that return a Run"
         )
-    return found
+    return typing.cast("Any", found)  # type: ignore[no-any-return]
 
 
 def type_arguments(run_class: type, name: str) -> tuple[Any, Any, Any]:
@@ -49,12 +49,13 @@ def _arguments_of(cls: type, bound: dict[Any, Any]) -> tuple[Any, Any, Any] | No
         if origin is Run:
             return typing.cast("tuple[Any, Any, Any]", args)
         if origin is not None and issubclass(origin, Run):
-            found = _arguments_of(origin, dict(zip(getattr(origin, "__parameters__", ()), args, strict=False)))
+            generic = typing.cast("Any", origin)
+            found = _arguments_of(generic, dict(zip(getattr(generic, "__parameters__", ()), args, strict=False)))
             if found is not None:
                 return found
     for plain in cls.__bases__:
         if issubclass(plain, Run) and plain is not Run:
-            found = _arguments_of(plain, bound)
+            found = _arguments_of(typing.cast("Any", plain), bound)
             if found is not None:
                 return found
     return None
@@ -62,8 +63,8 @@ def _arguments_of(cls: type, bound: dict[Any, Any]) -> tuple[Any, Any, Any] | No
 
 def message_type_of(run_class: type[Run[Any, Any, Any]], name: str) -> Any:
     """The annotation of receive's message; None where receive is not defined."""
-    function = run_class.receive
-    if function is Run.receive:
+    function: Any = run_class.receive
+    if function is getattr(Run, "receive"):  # noqa: B009 - its type has the user's parameters, which are not known here
         return None
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) != 3:  # noqa: PLR2004 - self, state, message
@@ -88,10 +89,11 @@ def without_own(annotation: Any) -> Any:
     The runtime's (WaitExpired, ChildEnded) are delivered apart from them.
     """
     members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    users = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
+    users: tuple[Any, ...] = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
     if not users:
         return None
-    return typing.Union[users] if len(users) > 1 else users[0]  # noqa: UP007 - built at run time
+    union = typing.cast("Any", typing.Union)
+    return union[users] if len(users) > 1 else users[0]  # built at run time: `|` takes no tuple
 
 
 def _is_union(annotation: Any) -> bool:
@@ -217,7 +219,7 @@ def exact_classes(info: types.Type) -> frozenset[type]:
             return exact_classes(info.type)
         case types.UnionType():
             parts = [exact_classes(part) for part in info.types]
-            return frozenset().union(*parts) if all(parts) else frozenset()
+            return frozenset(kind for part in parts for kind in part) if all(parts) else frozenset()
         case types.StructType() | types.DataclassType() | types.NamedTupleType() | types.EnumType():
             return frozenset({typing.cast("type", typing.get_origin(info.cls) or info.cls)})
         case types.FloatType():
@@ -239,7 +241,7 @@ def exact_classes(info: types.Type) -> frozenset[type]:
 
 
 def _library_class(info: types.Type) -> frozenset[type]:
-    named = {
+    named: dict[type[types.Type], type] = {
         types.DateTimeType: dt.datetime,
         types.DateType: dt.date,
         types.TimeType: dt.time,

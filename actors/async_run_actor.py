@@ -1,0 +1,86 @@
+"""Drives one attempt of a run with async callbacks: one task on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+from typing import Any
+
+from executus.actors.actor import ExitReport
+from executus.actors.incarnation import tell_if_alive
+from executus.actors.outcomes import KillRequested
+from executus.actors.run import current_context
+from executus.actors.run_actor import STEPS_PER_TURN, TURN_S, CallbackEnded, RunActor
+
+
+class AsyncRunActor(RunActor):
+    """One attempt with async callbacks. Its turns run on the event loop; the callbacks run in one task there.
+
+    Turns and task share the loop's thread, so between two awaits of the task nothing interleaves with it. Synchronous
+    callbacks of such a run are called on a worker, so that they do not block the loop.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.task: asyncio.Task[None] | None = None
+
+    def proceed(self) -> None:
+        """See that the task is running. It ends when there is nothing to do, so that an idle run costs none."""
+        self.inc.idle = False
+        if self.task is None and not self.leaving:
+            assert self.env.loop is not None
+            self.task = self.env.loop.create_task(self._live(), name=f"executus run {self.inc.run_id}")
+
+    def interrupt(self) -> None:
+        """A cause was recorded. A kill cancels the callback; other endings wait for it to return, within the grace."""
+        if self.task is None:
+            self.proceed()
+        elif any(isinstance(cause, KillRequested) for cause in self.inc.causes):
+            self.task.cancel()
+
+    def cancel_callback(self) -> None:
+        """The grace is over: cancel whatever runs."""
+        self.stopped = True
+        if self.task is None:
+            self.leave()
+        else:
+            self.task.cancel()
+
+    def exited(self, report: ExitReport) -> None:
+        """Besides the report: whatever still runs, of an attempt that was given up on or fenced off, is cancelled."""
+        super().exited(report)
+        task, loop = self.task, self.env.loop
+        if task is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs there any more
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _live(self) -> None:
+        error: BaseException | None = None
+        current_context.set(self.context)  # the task has a contextvars.Context of its own
+        try:
+            await self._call_while_there_is_work()
+        except BaseException as raised:  # noqa: BLE001 - a SystemExit would stop the host's loop; the actor gets it
+            error = raised
+        self.task = None
+        if error is not None:
+            tell_if_alive(self.actor_ref, CallbackEnded(error), control=True)
+
+    async def _call_while_there_is_work(self) -> None:
+        until_s = self.env.clock.now_s() + TURN_S
+        calls = 0
+        while (call := self.decide()) is not None:
+            function, arguments, name = self.function(call), self.arguments(call), call.value.value
+            if name in self.definition.async_callbacks:
+                returned = await function(*arguments)
+            elif name in self.definition.default_callbacks:
+                returned = function(*arguments)  # Run's own are short and block nobody: no thread is taken for them
+            else:
+                context = contextvars.copy_context()
+                returned = await self.env.workers.submit(functools.partial(context.run, function, *arguments))
+            self.complete(call, returned)
+            calls += 1
+            if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
+                await asyncio.sleep(0)
+                until_s, calls = self.env.clock.now_s() + TURN_S, 0
