@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from types import TracebackType
 from typing import Any, assert_never
 
 import msgspec
@@ -112,7 +113,12 @@ class StoreActor(Actor):
         finally:
             self._close()
 
-    def on_failure(self, *_exc_info: object) -> None:
+    def on_failure(
+        self,
+        exception_type: type[BaseException] | None,  # noqa: ARG002
+        exception_value: BaseException | None,  # noqa: ARG002
+        traceback: TracebackType | None,  # noqa: ARG002
+    ) -> None:
         """Let the store go, so that the actor that replaces this one can open it."""
         self._close()
 
