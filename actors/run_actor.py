@@ -533,6 +533,7 @@ class RunActor(Actor):
 
     def exited(self, report: ExitReport) -> None:
         """The seam's one report: turn it into evidence for the supervisor."""
+        self.leaving = True  # a task that has been made and has not run yet finds nothing to do
         if self.wait_timer is not None:
             self.wait_timer.cancel()
         inc = self.inc
