@@ -297,6 +297,12 @@ class Admission:
     def _resumed(self, inc: Incarnation) -> None:
         """The claim is committed: now load and go on."""
         self._desk.emit(RunResumed, inc, strikes=inc.claim.strikes)
+        self.load(inc)
+        for reply in taken(inc.unstarted):
+            reply.try_set(inc)
+
+    def load(self, inc: Incarnation) -> None:
+        """Launch a run from the store, with what is owed to it of its children's ends."""
         try:
             self._family.find(inc)
         except (NotRegistered, ResultUnreadable) as error:
@@ -309,8 +315,6 @@ class Admission:
             )
         else:
             self._life.launch(inc, Source.STORE)
-        for reply in taken(inc.unstarted):
-            reply.try_set(inc)
 
     # --- found at boot ------------------------------------------------------------------------------------------------
 

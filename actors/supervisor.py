@@ -321,7 +321,9 @@ class RunSupervisor(Actor):
         before = inc.slot
         inc.stage = Stage.CLAIMING
         if before is None:  # claimed afresh when its round ended, or never launched
-            if inc not in self._unclaimed:
+            if inc.origin is Source.STORE:
+                self.admission.load(inc)
+            elif inc not in self._unclaimed:
                 self.launch(inc, inc.origin)
             return
         claim = next_claim(inc.claim, self.desk.epochs.draw(), self.env.clock.wall_s())
