@@ -178,6 +178,11 @@ class Admission:
         if current is None or order.if_exists == "raise":
             self._not_started(inc, RunExists(order.run_id, status))
             return
+        if status is RunStatus.RUNNING:  # not here: it was killed or given up, and a failing store has yet to take that
+            replies = taken(inc.unstarted)
+            self._leave(inc)
+            self._desk.tell_later(RETRY_S, StartRuns((order,) * len(replies), tuple(replies)))
+            return
         replaces = order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED)
         if replaces and current.epoch > inc.claim.epoch:  # it was killed at rest since this start drew its epoch
             replies = taken(inc.unstarted)
