@@ -313,6 +313,15 @@ def test_the_console_reads_the_store_of_the_approval_example_as_shown(folder: Pa
     assert executus_command("frobnicate", cwd=folder).returncode == 2
 
 
+def test_the_demo_prints_the_rows_that_are_shown(folder: Path) -> None:
+    row = re.compile(r"^([a-z][a-z ()A-Z]*?)  +\S", re.MULTILINE)
+    (shown,) = (row.findall(block.text) for block in BLOCKS if block.kind == "text" and "snapshots lost" in block.text)
+    demo = executus_command("demo", "books", "--runs", "2", "--kills", "0", cwd=folder)
+    assert demo.returncode == 0, demo.stderr
+    assert row.findall(demo.stdout) == shown
+    assert len(shown) > 6
+
+
 def test_the_links_within_the_page_lead_somewhere() -> None:
     headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
