@@ -215,6 +215,9 @@ class Ledger:
         """A monitor was told of an ending."""
         life = (inc.run_id, inc.incarnation)
         self.note("monitor", f"{life[0]} {ending.status.value} {_outcome_text(ending)}")
+        row = self.rows.get(life[0])
+        if process.closing or (row is not None and row.incarnation > life[1]):
+            return  # an old handle of what nobody can look up any more
         proven = self._proves(life, ending, inc.durable)
         if not proven:
             self.check(process.may_be_unproven(inc), f"{life}: reported as {ending.status.value}; the disk says {self.rows.get(life[0])}")

@@ -40,6 +40,12 @@ class Weather:
     death: Literal["before", "after"] | None = None
     slow_s: float = 0.0
     broken_at_s: float = -1e9
+    slow_commits: int = 0
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether a commit is through at once."""
+        return not self.slow_s and not self.slow_commits
 
     def calm(self) -> None:
         """Nothing goes wrong any more."""
@@ -75,7 +81,12 @@ class FailingStore:
         self._reach()
         weather, rng = self._weather, self._rng
         if weather.slow_s:
-            self._scheduler.park(self._scheduler.now_s + rng.random() * weather.slow_s, None)
+            weather.slow_commits += 1
+            try:
+                self._scheduler.park(self._scheduler.now_s + rng.random() * weather.slow_s, None)
+            finally:
+                weather.slow_commits -= 1
+                weather.broken_at_s = self._scheduler.now_s
         else:
             self._scheduler.switch_point()
         death, weather.death = weather.death, None

@@ -260,7 +260,7 @@ class Process:
         now_s, weather = self.world.scheduler.now_s, self.world.weather
         if inc.policies.stop.grace_s == 0 and inc.killed_by is not None:
             return True  # no time to wait for its tombstone
-        return self.closing or weather.slow_s > 0 or now_s - weather.broken_at_s < 10.0 or inc.stage is not Stage.ENDED
+        return self.closing or not weather.is_fair or now_s - weather.broken_at_s < 10.0 or inc.stage is not Stage.ENDED
 
     def launched_s(self, inc: Incarnation) -> float:
         """Since when the present attempt is there."""
@@ -350,7 +350,7 @@ class World:
 
     def _before_time_passes(self) -> None:
         if not self.scheduler.lag_p:
-            healthy_since_s = self.scheduler.now_s if self.weather.slow_s else self.weather.broken_at_s + 2.0
+            healthy_since_s = self.weather.broken_at_s + 2.0 if self.weather.is_fair else self.scheduler.now_s
             self.ledger.before_time_passes(self.process, healthy_since_s)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -478,8 +478,6 @@ class World:
         self.scheduler.call_at(self.scheduler.now_s + rng.choice((0.1, 0.5, 2.0)), self.home, self._fair)
 
     def _fair(self) -> None:
-        if self.weather.slow_s:
-            self.weather.broken_at_s = self.scheduler.now_s
         self.weather.calm()
         self.ledger.note("weather", "fair")
 
