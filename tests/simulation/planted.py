@@ -1,0 +1,145 @@
+"""Bugs planted into the shipped code, to prove that the simulator would find them. Patches of tests, no switches of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from executus.actors import admission, save_slot, store_actor, supervisor
+from executus.actors.family import Family
+from executus.actors.incarnation import Incarnation
+from executus.actors.interruption import Interruption
+from executus.actors.outcomes import KillRequested
+from executus.actors.save_slot import SaveSlot
+from executus.actors.store_actor import StoreActor
+from executus.actors.throttle import NEVER
+from executus.stores import ENDED, RunClaim, RunStatus, Token, batch
+from executus.stores.fencing import Fit, judge_writer
+
+
+def no_claim(patch: pytest.MonkeyPatch) -> None:
+    """A restart and a boot go on under the epoch that is there."""
+    original = supervisor.next_claim
+
+    def same_epoch(claim: RunClaim, _epoch: int, wall_s: float, **more: Any) -> RunClaim:
+        return original(claim, claim.epoch, wall_s, **more)
+
+    patch.setattr(supervisor, "next_claim", same_epoch)
+    patch.setattr(admission, "next_claim", same_epoch)
+
+
+def older_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
+    """The store asks a writer for its incarnation and not for its epoch."""
+
+    def judge(token: Token, current: RunClaim | None) -> Any:
+        if current is not None and current.incarnation == token.incarnation:
+            return Fit.APPLY
+        return judge_writer(token, current)
+
+    patch.setattr(batch, "judge_writer", judge)
+
+
+def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """Saves are acknowledged when they are handed to the store."""
+    original = StoreActor._commit
+
+    def commit(self: StoreActor, members: list[Any]) -> Any:
+        for member in members:
+            if member.slot is not None and member.published is not None:
+                member.slot.acknowledge(member.published.seq)
+                self._emit_saved(member.slot, member.published.seq)
+        return original(self, members)
+
+    patch.setattr(StoreActor, "_commit", commit)
+
+
+def lost_trailing_save(patch: pytest.MonkeyPatch) -> None:
+    """A save that is not due when it is offered is forgotten: the next one will do."""
+    original = store_actor.due_at
+
+    def due_at(policy: Any, *, saved_at_s: float | None, steps_since: int, now_s: float) -> float:
+        due_s = original(policy, saved_at_s=saved_at_s, steps_since=steps_since, now_s=now_s)
+        return due_s if due_s <= now_s else NEVER
+
+    patch.setattr(store_actor, "due_at", due_at)
+    patch.setattr(save_slot.SaveSlot, "publish", _publish_always)
+
+
+def _publish_always(self: SaveSlot, published: Any) -> None:
+    self.published = published
+    self.dirty = True
+    self.port.tell(save_slot.OfferSave(self))
+
+
+def tombstone_after_the_signal(patch: pytest.MonkeyPatch) -> None:
+    """A kill signals first and commits then."""
+    original = Interruption.entomb
+
+    def entomb(self: Interruption, inc: Incarnation, cause: KillRequested) -> None:
+        self._signal_kill(inc, cause)
+        original(self, inc, cause)
+
+    patch.setattr(Interruption, "entomb", entomb)
+
+
+def a_zombie_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
+    """An attempt that was given up on may go on publishing."""
+    patch.setattr(SaveSlot, "close", lambda self: self.published)
+
+
+def childrens_ends_not_derived(patch: pytest.MonkeyPatch) -> None:
+    """What ended while its parent was away is not looked for."""
+    patch.setattr(Family, "find", lambda _self, _inc: None)
+
+
+def killed_runs_come_back(patch: pytest.MonkeyPatch) -> None:
+    """A tombstone is written as a claim that still runs."""
+    original = Interruption._commit_tombstone
+
+    def commit(self: Interruption, inc: Incarnation, cause: KillRequested, expected: Token) -> None:
+        from executus.actors import interruption
+
+        ending = interruption.ending_claim
+
+        def running(*arguments: Any) -> RunClaim:
+            return msgspec.structs.replace(ending(*arguments), status=RunStatus.RUNNING, ended_at_s=None)
+
+        interruption.ending_claim = running
+        try:
+            original(self, inc, cause, expected)
+        finally:
+            interruption.ending_claim = ending
+
+    patch.setattr(Interruption, "_commit_tombstone", commit)
+
+
+def two_endings(patch: pytest.MonkeyPatch) -> None:
+    """The second ending of a race is accepted as well."""
+
+    def judge(op: Any, current: RunClaim | None, *, same_outcome: bool) -> Any:
+        if current is not None and current.incarnation == op.token.incarnation and current.status in ENDED:
+            return Fit.APPLY
+        from executus.stores.fencing import judge_settle
+
+        return judge_settle(op, current, same_outcome=same_outcome)
+
+    patch.setattr(batch, "judge_settle", judge)
+
+
+PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    plant.__name__: plant
+    for plant in (
+        no_claim,
+        older_epoch_accepted,
+        acknowledged_before_the_commit,
+        lost_trailing_save,
+        tombstone_after_the_signal,
+        a_zombie_is_not_fenced,
+        childrens_ends_not_derived,
+        killed_runs_come_back,
+        two_endings,
+    )
+}
