@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def environment() -> dict[str, str]:
     """For `-P -m tests.…`: the root is named, because -P leaves the current folder out."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": ""}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": ""}
 
 
 class Refused(Exception):
