@@ -295,7 +295,11 @@ def test_the_console_reads_the_store_of_the_approval_example_as_shown(folder: Pa
     file = folder / "approval.py"
     stopped_midway = file.read_text(encoding="utf-8").split("    # … a deploy")[0]
     (block,) = (block for block in PROGRAMS if block.name == "approval.py")
-    code, _, errors = run_program(block._replace(text=stopped_midway), folder)
+    saved = """
+        import time
+        while not runtime.get("post-1").status().durable_seq: time.sleep(0.01)
+"""
+    code, _, errors = run_program(block._replace(text=stopped_midway.rstrip() + saved), folder)
     assert code == 0, errors
     for line in SHELL:
         if line.startswith(("executus ps", "executus show")):
