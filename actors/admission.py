@@ -226,13 +226,7 @@ class Admission:
             nonlocal left
             error = promise.error()
             assert order.parent is not None
-            adopted = True
-            if error is None:
-                try:
-                    adopted = self._family.adopt(parent, order.parent.key, promise.result(0))
-                except StoreError as unread:
-                    error = unread
-            if not adopted:
+            if error is None and not self._family.adopt(parent, order.parent.key, promise.result(0)):
                 again: Promise[Incarnation] = Promise()
                 again.add_done_callback(partial(one_done, order=order))
                 self.start([msgspec.structs.replace(order, if_exists="replace")], [again])
