@@ -127,7 +127,7 @@ class Interruption:
         Where the store does not take it within the grace, the run is fenced in memory and signalled; the tombstone is
         retried.
         """
-        if inc.killed_by is not None or inc.stage is Stage.ENDED:
+        if inc.killed_by is not None or inc.stage is Stage.ENDED or inc.ending.done():
             return
         inc.killed_by = cause
         if not inc.durable:
@@ -164,8 +164,8 @@ class Interruption:
         )
 
     def tombstone_late(self, inc: Incarnation) -> None:
-        """The store has not taken the tombstone within the grace."""
-        if inc.killed_by is not None:
+        """The store has not taken the tombstone within the grace. Of a run that settles, either may be taken first."""
+        if inc.killed_by is not None and inc.stage is not Stage.SETTLING:
             self._signal_kill(inc, inc.killed_by)
 
     def _signal_kill(self, inc: Incarnation, cause: KillRequested) -> None:

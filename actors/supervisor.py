@@ -411,7 +411,7 @@ class RunSupervisor(Actor):
     def _result_grace_over(self, inc: Incarnation) -> None:
         """The store has not taken the ending in time: report it as not durable; its commit is still being retried."""
         ending = self._endings.get(inc)
-        if ending is None:
+        if ending is None or inc.killed_by is not None:  # whichever the store takes first is the ending
             return
         if isinstance(ending.outcome, Completed):
             ending = Ending(ending.status, Completed(ending.outcome.result, durable=False), ending.reason)
