@@ -226,7 +226,14 @@ class Admission:
             nonlocal left
             error = promise.error()
             assert order.parent is not None
-            if error is None and not self._family.adopt(parent, order.parent.key, promise.result(0)):
+            adopted = True
+            if error is None:
+                begun_here = parent.origin is Source.INPUT
+                try:
+                    adopted = self._family.adopt(parent, order.parent.key, promise.result(0), begun_here=begun_here)
+                except StoreError as unread:
+                    error = unread
+            if not adopted:
                 again: Promise[Incarnation] = Promise()
                 again.add_done_callback(partial(one_done, order=order))
                 self.start([msgspec.structs.replace(order, if_exists="replace")], [again])

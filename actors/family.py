@@ -21,19 +21,19 @@ class Family:
         self._desk = desk
         self._end_run = end_run
 
-    def adopt(self, parent: Incarnation, key: str, child: Incarnation) -> bool:
+    def adopt(self, parent: Incarnation, key: str, child: Incarnation, *, begun_here: bool) -> bool:
         """Note a child with its parent.
 
-        False when its id is held by an earlier life's child, or by a run that is nobody's. A parent that spawns a child
-        again which has ended, repeating a step after a crash, may have been told of that end before.
+        False when its id is held by an earlier life's child, or by a run that is nobody's. Raises StoreError. A parent
+        that spawns a child again which has ended, repeating a step after a crash, may have taken in that end; one that
+        has begun in this process has no older state that could have.
         """
         if not _is_child_of(child, parent):
             return False
         parent.children[key] = child.run_id
         if child.ending.done():
             ending = child.ending.result(0)
-            again = parent.policies.restart.kind == "permanent"  # its next round knows nothing of the round before
-            if ending.outcome is not None and (again or child.run_id not in (parent.told_of or ())):
+            if ending.outcome is not None and self._is_owed(parent, child, begun_here=begun_here):
                 _deliver(parent, key, child.run_id, ending.outcome)
         return True
 
@@ -48,6 +48,19 @@ class Family:
             child = self._desk.table.get(child_run_id)
             if child is not None and child.parent is not None and _is_child_of(child, inc):
                 self._end_run(EndRun(child.run_id, child.incarnation, parent_ended(child.parent), Promise()))
+
+    def _is_owed(self, parent: Incarnation, child: Incarnation, *, begun_here: bool) -> bool:
+        """Whether the parent was not told of the end of this child before, by this process or in its stored state.
+
+        The next round of a permanent run is told again: it knows nothing of the round before.
+        """
+        if parent.policies.restart.kind == "permanent":
+            return True
+        if child.run_id in (parent.told_of or ()):
+            return False
+        if begun_here or not (parent.durable and child.durable):
+            return True
+        return any(child_run_id == child.run_id for child_run_id, _ in self._desk.env.store.children(parent.run_id))
 
     def find(self, inc: Incarnation) -> None:
         """Derive from the store which children a resumed parent has, and which ends it has not taken in yet.
