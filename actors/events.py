@@ -116,6 +116,12 @@ class SaveRefused(RunEvent, frozen=True, kw_only=True, tag=True):
     seq: int
 
 
+class MessagesLost(RunEvent, frozen=True, kw_only=True, tag=True):
+    """The run ended, or rests, with messages in its mailbox. Who asked was told; what was told is lost."""
+
+    count: int
+
+
 class SnapshotSaved(RunEvent, frozen=True, kw_only=True, tag=True):
     """Snapshot `seq` is durable."""
 
@@ -164,6 +170,7 @@ class RuntimeClosed(Event, frozen=True, kw_only=True, tag=True):
 
 SEVERITY: Final[dict[type[Event], str]] = {
     RunExited: "warning",
+    MessagesLost: "warning",
     RunHung: "error",
     RunUnstopped: "error",
     RunFencedOff: "warning",

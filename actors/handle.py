@@ -78,9 +78,6 @@ class _Handle(Generic[R]):
     def _query(self, question: object) -> Promise[Any]:
         answer: Promise[Any] = Promise()
         inc = self._current()
-        if inc.ending.done():
-            answer.try_fail(ended_error(inc.run_id, inc.ending.result(0)))
-            return answer
 
         def go_on(error: ExecutusError | None) -> None:
             if error is not None:
@@ -88,28 +85,37 @@ class _Handle(Generic[R]):
             else:
                 _answer_query(self._core, inc, question, answer)
 
-        inc.waiting_for_begin.append(go_on)
-        slot = inc.slot
-        if slot is not None and slot.published is not None:
-            inc.flush_queries()
-        elif inc.ending.done():
-            inc.flush_queries(ended_error(inc.run_id, inc.ending.result(0)))
+        self._when_begun(inc, go_on)
         return answer
 
     def _durable(self) -> Promise[int]:
         promise: Promise[int] = Promise()
         inc = self._current()
-        slot = inc.slot
         if not inc.durable:
             promise.try_fail(InvalidMessage(f"run {inc.run_id!r} has durability 'none': nothing of it is ever stored"))
-        elif slot is None or slot.published is None:
-            promise.try_set(0 if slot is None else slot.durable_seq)
-        else:
+            return promise
+
+        def go_on(error: ExecutusError | None) -> None:
+            slot = inc.slot
+            if error is not None or slot is None or slot.published is None:
+                promise.try_fail(error or ExecutusError(f"run {inc.run_id!r} has no state to store"))
+                return
             inc.durable_waiters.append((slot.published.seq, promise))
             self._core.port.tell(SaveNow(slot))
             if inc.ending.done():  # it ended between; nobody else would answer
                 inc.fail_waiters(ended_error(inc.run_id, inc.ending.result(0)))
+
+        self._when_begun(inc, go_on)
         return promise
+
+    def _when_begun(self, inc: Incarnation, go_on: Callable[[ExecutusError | None], None]) -> None:
+        """Call `go_on` once there is a state, or with the error that says why there is none."""
+        inc.waiting_for_begin.append(go_on)
+        slot = inc.slot
+        if inc.ending.done():
+            inc.flush_queries(ended_error(inc.run_id, inc.ending.result(0)))
+        elif slot is not None and slot.published is not None:
+            inc.flush_queries()
 
     def _end(self, cause: Cause) -> Promise[None]:
         inc = self._current()

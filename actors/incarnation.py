@@ -142,7 +142,7 @@ class Letters:
             leftovers, self._queue = self._queue, []
         for letter in leftovers:
             letter.fail(error)
-        return len(leftovers)
+        return sum(not letter.own for letter in leftovers)
 
 
 class Stage(enum.Enum):

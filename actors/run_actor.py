@@ -245,6 +245,8 @@ class RunActor(Actor):
 
     def _decide_ending(self) -> Call | None:
         killed = any(isinstance(cause, KillRequested) for cause in self.inc.causes)
+        if not (killed or self.stopped or self.has_state or self.run is None or self.source is Source.INPUT):
+            return self._calling(Call.RESTORE)  # `stopping` is to see the state that is stored
         if killed or self.stopped or not self.has_state or self.run is None:
             self.leave()
             return None
@@ -555,7 +557,9 @@ class RunActor(Actor):
         phase = Phase.STARTING if report.phase == "starting" else inc.phase
         if phase is Phase.HUNG:
             idle_s = inc.policies.stop.idle_timeout_s
-            error = CallbackHung(f"run {inc.run_id!r}: a callback went on without a heartbeat for more than {idle_s:g} s")
+            error = CallbackHung(
+                f"run {inc.run_id!r}: a callback went on without a heartbeat for more than {idle_s:g} s"
+            )
         info = None if error is None else ErrorInfo.of(error)
         unreadable = str(error) if isinstance(error, RecordCorrupt) and not self.has_state else None
         incompatible = None

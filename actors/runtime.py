@@ -144,7 +144,7 @@ class Runtime(_Face):
     def get(self, *args: Any) -> RunHandle[Any]:
         """The handle of a run, live or stored.
 
-        Raises RunNotFound, and NotRegistered if its type is not the one given.
+        Raises RunNotFound, NotRegistered, and TypeError if it is of another type.
         """
         return RunHandle(self._core, _found(self._core, args))
 

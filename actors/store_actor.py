@@ -15,7 +15,7 @@ from executus.actors.errors import SaveRejected
 from executus.actors.events import RunFencedOff, SaveRefused, SnapshotSaved, StoreDegraded, StoreRecovered
 from executus.actors.incarnation import tell_if_alive
 from executus.actors.messages import Commit, CommitFailed, Committed, OfferSave, SaveNow
-from executus.actors.outcomes import ErrorInfo
+from executus.actors.outcomes import ErrorInfo, safe_text
 from executus.actors.save_slot import Published, SaveSlot
 from executus.actors.throttle import NEVER, due_at
 from executus.stores import (
@@ -283,11 +283,16 @@ class StoreActor(Actor):
                 members.remove(spoiler)
                 self._spoiled(spoiler, error)
                 continue
+            except (TypeError, ValueError) as error:  # raised before anything is written: one of them cannot be stored
+                if len(members) > 1:
+                    return [pair for member in members for pair in self._commit([member])]
+                self._spoiled(members[0], StoreError(f"a record that no store takes: {safe_text(error)}"))
+                return []
             answers = iter(verdicts)
             return [(member, [next(answers) for _ in member.operations]) for member in members]
         return []
 
-    def _spoiled(self, member: _Member, error: RecordTooLarge) -> None:
+    def _spoiled(self, member: _Member, error: StoreError) -> None:
         if member.slot is not None and member.published is not None:
             self._reject(member.slot, member.published, error)
         elif member.order is not None:
@@ -322,7 +327,7 @@ class StoreActor(Actor):
         if self._env.events.listened:
             self._env.events.emit(SnapshotSaved(**_about(slot), seq=seq))
 
-    def _reject(self, slot: SaveSlot, published: Published, error: SaveRejected | RecordTooLarge) -> None:
+    def _reject(self, slot: SaveSlot, published: Published, error: SaveRejected | StoreError) -> None:
         """This state cannot be stored.
 
         The last good snapshot stands; the run goes on, unless it waits for this very save.

@@ -13,7 +13,7 @@ from executus.actors.definition import encode_next
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
-from executus.actors.events import RunExited, RunRestarting, RunSettled
+from executus.actors.events import MessagesLost, RunExited, RunRestarting, RunSettled
 from executus.actors.family import Family
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error, tell_if_alive
@@ -394,6 +394,8 @@ class RunSupervisor(Actor):
         def then(verdicts: Verdicts) -> None:
             match verdicts[-1]:
                 case Accepted():
+                    if inc.slot is not None and inc.slot.rejected_seq < inc.restored_seq:
+                        inc.slot.durable_seq = inc.restored_seq  # the last state, or the result in its place, went in
                     self.finish(inc, ending)
                 case Refused(_, current) if current is not None and _is_own(inc, current, inc.claim.epoch):
                     claim = Claim(claim=inc.claim, expected=current.token)
@@ -434,7 +436,9 @@ class RunSupervisor(Actor):
             del self.desk.table[inc.run_id]
         self.interruption.suspended += ending.status is RunStatus.SUSPENDED
         error = ended_error(inc.run_id, ending)
-        inc.letters.close(error)
+        lost = inc.letters.close(error)
+        if lost:
+            self.desk.emit(MessagesLost, inc, count=lost)
         inc.fail_waiters(error)
         inc.run = None
         if not inc.ending.done():
