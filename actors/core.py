@@ -491,7 +491,7 @@ class Core:
     def health(self) -> Health:
         """How the runtime is."""
         self.check_open()
-        error = self._store_error
+        error = self._store_error or self.env.store_trouble
         ratio = 0.0
         try:
             info = self.store.info()

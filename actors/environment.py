@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from executus.actors.clock import Clock, Timers
 from executus.actors.dispatcher import Dispatcher
 from executus.actors.events import EventBus
+from executus.actors.outcomes import ErrorInfo
 from executus.stores import EPOCHS_PER_BOOT, CheckpointStore
 
 if TYPE_CHECKING:
@@ -62,3 +63,5 @@ class Environment:
     gather: Callable[[], None]
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]
+    store_trouble: ErrorInfo | None = None
+    """Why commits fail at present. The store actor writes it, health reads it."""

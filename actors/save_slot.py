@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from executus.actors.definition import RunDefinition, encode_next
+from executus.actors.errors import SaveRejected
 from executus.actors.incarnation import pop_first, tell_if_alive
 from executus.actors.messages import ClaimLost, OfferSave, SaveAcknowledged, SaveNow
 from executus.actors.policies import SavePolicy
@@ -66,6 +67,7 @@ class SaveSlot:
         "port",
         "published",
         "rejected_seq",
+        "rejection",
         "saved_at_s",
         "saved_seq",
         "strikes",
@@ -107,6 +109,7 @@ class SaveSlot:
         self.saved_seq = 0
         self.durable_seq = durable_seq
         self.rejected_seq = 0
+        self.rejection: SaveRejected | None = None
         self.durable_waiters = durable_waiters
         """(seq, promise) pairs of whoever waits for durability.
 
@@ -181,13 +184,15 @@ class SaveSlot:
         self.answer_waiters()
 
     def answer_waiters(self) -> None:
-        """Resolve the promises that wait for a seq which is durable now."""
+        """Resolve the promises that wait for a seq which is durable now, or never will be."""
         for _ in range(len(self.durable_waiters)):
             waiter = pop_first(self.durable_waiters)
             if waiter is None:
                 return  # somebody else answers them at the same time
             if waiter[0] <= self.durable_seq:
                 waiter[1].try_set(self.durable_seq)
+            elif waiter[0] <= self.rejected_seq and self.rejection is not None:
+                waiter[1].try_fail(self.rejection)
             else:
                 self.durable_waiters.append(waiter)
 

@@ -332,8 +332,8 @@ class StoreActor(Actor):
 
         The last good snapshot stands; the run goes on, unless it waits for this very save.
         """
-        slot.rejected_seq = published.seq
         rejected = error if isinstance(error, SaveRejected) else SaveRejected(str(error))
+        slot.rejected_seq, slot.rejection = published.seq, rejected
         self._env.events.emit(SaveRefused(**_about(slot), error=ErrorInfo.of(error), seq=published.seq))
         slot.fail_waiters(published.seq, rejected)
 
@@ -344,7 +344,7 @@ class StoreActor(Actor):
 
         Throttled saves are tried again, who waits is told, the supervisor decides about its own.
         """
-        now_s = self._env.clock.now_s()
+        now_s, self._env.store_trouble = self._env.clock.now_s(), ErrorInfo.of(error)
         if self._failures == 0:
             self._failed_since_s = now_s
             self._env.events.emit(StoreDegraded(error=ErrorInfo.of(error), waiting_saves=len(members)))
@@ -363,7 +363,7 @@ class StoreActor(Actor):
 
     def _recovered(self) -> None:
         if self._failures:
-            self._failures, self._retry_at_s = 0, 0.0
+            self._failures, self._retry_at_s, self._env.store_trouble = 0, 0.0, None
             self._env.events.emit(StoreRecovered(down_s=self._env.clock.now_s() - self._failed_since_s))
             self._flush_soon()
 

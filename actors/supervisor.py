@@ -30,6 +30,7 @@ from executus.actors.messages import (
     Recover,
     ResumeRun,
     RetryCommit,
+    SaveNow,
     SpawnChildren,
     StartRuns,
     StoreCrashed,
@@ -210,9 +211,9 @@ class RunSupervisor(Actor):
         inc.attempt_ref = ref
         slot.attempt_ref = ref
         tell_if_alive(ref, PROCEED)
-        if slot.published is not None and not slot.dirty:
+        if slot.published is not None and (inc.durable_waiters or not slot.dirty):
             slot.dirty = True
-            self.desk.port.tell(OfferSave(slot))
+            self.desk.port.tell(SaveNow(slot) if inc.durable_waiters else OfferSave(slot))
         left_s = remaining(inc.claim.deadline_at_s, inc.claim.remaining_s, self.env.clock.wall_s())
         if left_s is not None:
             self.desk.arm(inc, "run_timeout", left_s, once=True)  # it runs on through restarts and backoffs
