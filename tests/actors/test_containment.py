@@ -32,7 +32,20 @@ from executus.actors.events import (
     StoreActorRestarted,
 )
 from executus.stores import MemoryStore
-from tests.doubles import ERRORS, NEVER, SOON, TWELVE, AsyncFailableRun, Do, FailableRun, Rig, Told, Unprintable, World, rigged
+from tests.doubles import (
+    ERRORS,
+    NEVER,
+    SOON,
+    TWELVE,
+    AsyncFailableRun,
+    Do,
+    FailableRun,
+    Rig,
+    Told,
+    Unprintable,
+    World,
+    rigged,
+)
 from tests.waiting import wait_until
 
 BOTH = pytest.mark.parametrize("double", [FailableRun, AsyncFailableRun], ids=["sync", "async"])
@@ -70,7 +83,9 @@ def name_of(error: str, *, sync: bool) -> set[str]:
 @BOTH
 @EACH_ERROR
 @pytest.mark.parametrize("where", ["begin", "step"])
-def test_what_begin_or_step_raises_ends_that_attempt_alone_and_the_next_one_completes(double: Any, error: str, where: str) -> None:
+def test_what_begin_or_step_raises_ends_that_attempt_alone_and_the_next_one_completes(
+    double: Any, error: str, where: str
+) -> None:
     told = Told(begin=f"raise:{error}@1") if where == "begin" else Told(("ok", f"raise:{error}@1"))
     with rigged() as rig:
         bystanders = Bystanders(rig)
@@ -168,7 +183,10 @@ class Upgraded(FailableRun):
 def test_what_upgrade_raises_parks_that_run_and_the_others_start(error: str) -> None:
     store, world = MemoryStore(), World()
     with rigged(store, Factory(Old, world)) as rig:
-        for handle in [rig.runtime.start(Old, Told(("wait",)), run_id="r"), rig.runtime.start(FailableRun, Told(("wait",)), run_id="other")]:
+        for handle in [
+            rig.runtime.start(Old, Told(("wait",)), run_id="r"),
+            rig.runtime.start(FailableRun, Told(("wait",)), run_id="other"),
+        ]:
             wait_until(lambda handle=handle: handle.status().waiting)
     world.note("upgrade", f"raise:{error}")
     with rigged(store, Factory(Upgraded, world)) as rig:
@@ -396,4 +414,3 @@ def test_a_crash_loop_backs_off_then_fails() -> None:
         assert outcome.restarts == 5
         assert len(rig.seen.of(RunRestarting, "r")) == 5
         assert len(rig.seen.of(RunExited, "r")) == 6
-
