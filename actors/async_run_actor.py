@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from executus.actors.actor import ExitReport
@@ -78,9 +79,13 @@ class AsyncRunActor(RunActor):
                 returned = function(*arguments)  # Run's own are short and block nobody: no thread is taken for them
             else:
                 context = contextvars.copy_context()
-                returned = await self.env.workers.submit(functools.partial(context.run, function, *arguments))
+                returned = await self.env.workers.submit(functools.partial(self._on_worker, context, function, arguments))
             self.complete(call, returned)
             calls += 1
             if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
                 await asyncio.sleep(0)
                 until_s, calls = self.env.clock.now_s() + TURN_S, 0
+
+    def _on_worker(self, context: contextvars.Context, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Call a synchronous callback, unless the attempt has ended while this waited for a worker."""
+        return None if self.leaving or self.slot.closed else context.run(function, *arguments)
