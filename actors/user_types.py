@@ -180,7 +180,7 @@ def is_immutable(info: types.Type, seen: set[Any]) -> bool:
 
     Frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down.
     """
-    if isinstance(info, _MUTABLE):
+    if type(info) in _MUTABLE:  # exactly: to msgspec a tuple of any length is a kind of Collection
         return False
     if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:
         return False
