@@ -473,6 +473,10 @@ class RunActor(Actor):
             self.gate_seq = self.slot.waiting_seq = self.seq  # marked first, then looked: no answer slips by
             if self.slot.durable_seq >= self.seq:
                 self.gate_seq = 0
+            elif self.slot.rejected_seq >= self.seq:
+                self.inc.phase = Phase.SAVING
+                msg = f"run {self.inc.run_id!r}: the state of seq {self.seq} cannot be stored, see SaveRefused"
+                raise SaveRejected(msg)
         self.wait_number += 1
         if self.next is not STEPPING:
             self._arm(self.next)
