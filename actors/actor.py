@@ -245,8 +245,8 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
     @property
     def kind(self) -> object:
         """What its turns are told apart by: see `Actor.turn_kind`."""
-        actor = self._actor
-        return self.actor_class if actor is None else actor.turn_kind or self.actor_class
+        kind = None if (actor := self._actor) is None else actor.turn_kind
+        return self.actor_class if kind is None else kind
 
     def _actor_weakref(self) -> A | None:  # type: ignore[override]
         return self._actor

@@ -26,6 +26,16 @@ class LateReplies:
 late_replies = LateReplies()
 
 
+class ThisThread(threading.local):
+    """What the thread's owner wants to be told."""
+
+    about_to_block: Callable[[], None] | None = None
+    """Called before the thread waits for a promise: a pool gives the thread's work to another one meanwhile."""
+
+
+this_thread = ThisThread()
+
+
 class Promise(Generic[T]):
     """One value or one error, once.
 
@@ -101,7 +111,10 @@ class Promise(Generic[T]):
         wake = parked.release
         if not self._add(wake):
             return True
+        about_to_block = this_thread.about_to_block
         try:
+            if about_to_block is not None:
+                about_to_block()
             timeout = -1.0 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
             return parked.acquire(timeout=timeout) or self._done
         finally:
