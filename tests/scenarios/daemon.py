@@ -192,7 +192,7 @@ class Clerk:
         self.runtime.close()
 
 
-def main(store: str, version: str) -> None:
+def main(store: str, version: str = "plain") -> None:
     world = World()
     runtime = Runtime(
         LmdbStore(store, profile="process"), runs=registered(version, world), restart_policy=RestartPolicy(backoff=SOON), logger=False

@@ -31,16 +31,16 @@ class Refused(Exception):
 
 
 class Daemon:
-    """A process of `tests.scenarios.daemon`."""
+    """A process of `tests.scenarios.daemon`, or of another module beside it."""
 
-    def __init__(self, store: Path, version: str = "plain") -> None:
+    def __init__(self, store: Path, *arguments: str, module: str = "daemon") -> None:
         self.lines: list[Any] = []
         self._answers: dict[int, Any] = {}
         self._number = 0
         self._changed = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.scenarios.daemon", str(store), version],
+            [sys.executable, "-P", "-m", f"tests.scenarios.{module}", str(store), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),

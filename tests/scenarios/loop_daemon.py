@@ -1,0 +1,143 @@
+"""The daemon of the SIGKILL loop: sync, async, waiting and parent/child runs that report every step before they do it.
+
+Arguments: the store, and the generation of runs to work on. It ends when they have all ended, if it is not killed before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from executus.actors import ChildEnded, Done, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
+from executus.actors.events import Event, RunResumed, RunRestored, RunSettled, RunStarted, SnapshotSaved
+from executus.stores import LmdbStore
+from tests.doubles import SOON
+
+STEPS = 40
+STEP_S = 0.004
+EVERY_S = 0.05
+EACH = 8
+PARENTS = 2
+CHILDREN = 4
+
+Ledger = tuple[int, ...]
+
+
+class State(msgspec.Struct, frozen=True):
+    """Squares so far: a state that grows, so that a lost or repeated step shows in the result."""
+
+    squares: Ledger = ()
+
+
+class Line(msgspec.Struct, frozen=True, array_like=True):
+    """What the daemon says: kind, run, seq or attempt, an idempotency key, and the machine's monotonic time."""
+
+    kind: str
+    run_id: str = ""
+    number: int = 0
+    key: str = ""
+    at_s: float = 0.0
+
+
+def say(kind: str, run_id: str = "", number: int = 0, key: str = "") -> None:
+    os.write(1, msgspec.json.encode(Line(kind, run_id, number, key, time.monotonic())) + b"\n")
+
+
+class Squares(Run[int, State, int]):
+    """Steps that block."""
+
+    save_policy = SavePolicy(every_s=EVERY_S)
+
+    def begin(self, steps: int) -> State:
+        return State()
+
+    def act(self, state: State) -> Any:
+        at = len(state.squares)
+        say("step", self.context.run_id, at, self.context.idempotency_key)
+        return Done(sum(state.squares)) if at == STEPS else State((*state.squares, at * at))
+
+    def step(self, state: State) -> Any:
+        time.sleep(STEP_S)
+        return self.act(state)
+
+
+class AsyncSquares(Squares):
+    async def begin(self, steps: int) -> State:
+        return State()
+
+    async def step(self, state: State) -> Any:
+        await asyncio.sleep(STEP_S)
+        return self.act(state)
+
+
+class WaitingSquares(Squares):
+    """Every step is a wait that expires."""
+
+    def begin(self, steps: int) -> Any:
+        return Wait(State(), timeout_s=STEP_S)
+
+    def receive(self, state: State, message: WaitExpired) -> Any:
+        after = self.act(state)
+        return after if isinstance(after, Done) else Wait(after, timeout_s=STEP_S)
+
+
+class SumOfChildren(Run[int, dict[str, int], int]):
+    save_policy = SavePolicy(every_s=EVERY_S)
+
+    def begin(self, children: int) -> Any:
+        for number in range(children):
+            self.context.spawn(AsyncSquares if number % 2 else Squares, 0, key=str(number))
+        return Wait({})
+
+    def step(self, state: dict[str, int]) -> Any:
+        return state
+
+    def receive(self, state: dict[str, int], message: ChildEnded) -> Any:
+        results = {**state, message.key: message.outcome.result}  # type: ignore[union-attr]
+        return Done(sum(results.values())) if len(results) == CHILDREN else Wait(results)
+
+
+def report(event: Event) -> None:
+    match event:
+        case SnapshotSaved(run_id=run_id, seq=seq):
+            say("saved", run_id, seq)
+        case RunRestored(run_id=run_id, resumed_from_seq=seq):
+            say("restored", run_id, seq)
+        case RunStarted(run_id=run_id, attempt=attempt) | RunResumed(run_id=run_id, attempt=attempt):
+            say("attempt", run_id, attempt)
+        case RunSettled(run_id=run_id, status=status):
+            say(f"settled {status.value}", run_id)
+        case _:
+            pass
+
+
+def main(path: str, generation: str) -> None:
+    runtime = Runtime(
+        LmdbStore(path, profile="process"),
+        runs=[Squares, AsyncSquares, WaitingSquares, SumOfChildren],
+        restart_policy=RestartPolicy(backoff=SOON),
+        logger=False,
+    )
+    runtime.events.subscribe(report)
+    runtime.open()
+    say("open")
+    for view in runtime.runs(status="quarantined"):
+        say("quarantined", view.run_id)
+        runtime.resume(view.run_id)
+    for run_class in (Squares, AsyncSquares, WaitingSquares):
+        runtime.start_many(run_class, {f"{generation}-{run_class.__name__}-{n}": 0 for n in range(EACH)}, if_exists="return")
+    runtime.start_many(SumOfChildren, {f"{generation}-parent-{n}": CHILDREN for n in range(PARENTS)}, if_exists="return")
+    runtime.join()
+    for view in runtime.runs():
+        say(f"ended {view.status.value}", view.run_id, runtime.get(view.run_id).result(0))
+    say("all done")
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
