@@ -121,6 +121,8 @@ class RunActor(Actor):
         self.letter: Letter | None = None
         self.answer: tuple[Letter, object] | None = None
         self.consumed: tuple[tuple[int, str], ...] = ()
+        self.unpublished: tuple[Letter, ...] = ()
+        """Ends of children that went into states which could not be encoded: a restart does not know of them."""
         self.gate_seq = 0
         self.returned: tuple[Call, object] | None = None
         self.proceeding = False
@@ -353,6 +355,7 @@ class RunActor(Actor):
             answer, returned = reply.value, reply.next
         if isinstance(letter.message, ChildEnded):
             self.consumed = (*self.consumed, (self.seq + 1, letter.message.run_id))
+            self.unpublished = (*self.unpublished, letter)
         if letter.answer is not None:
             self.answer = (letter, answer)
         if returned is None:
@@ -407,6 +410,8 @@ class RunActor(Actor):
         if self.synchronous:
             self.gate_seq = self.slot.waiting_seq = self.seq
         self.slot.publish(Published(self.seq, state, encoded, following, self.consumed))
+        if self.unpublished:
+            self.unpublished = ()
         if self.inc.waiting_for_begin:
             self.inc.flush_queries()
 
@@ -550,6 +555,9 @@ class RunActor(Actor):
             self.letter.fail(
                 RunCrashed(f"run {inc.run_id!r} ended with the message in hand; ask again if it may be repeated")
             )
+        for letter in reversed(self.unpublished):
+            if letter is not self.letter:
+                inc.letters.put_back(letter)
         if self.answer is not None:
             self.answer[0].fail(
                 RunCrashed(f"run {inc.run_id!r} ended before the answer was durable; ask again if it may be repeated")
