@@ -71,12 +71,16 @@ class Ledger:
         """By epoch."""
         self.resumable: set[str] = set()
         """Runs that somebody asked to resume by hand."""
+        self.from_input: set[str] = set()
+        """Those of them that are to begin anew."""
         self.restarted_from_input: set[Life] = set()
         self.reports: dict[Life, Report] = {}
         self.kill_ordered_s: dict[Life, tuple[float, float]] = {}
         """When, and the grace."""
         self.first_seq: dict[int, int] = {}
         """By epoch: where the execution that has called under it began."""
+        self.attempt_of: dict[int, tuple[int, int]] = {}
+        """By epoch: the process and the attempt that has it."""
         self.last_seq: dict[int, tuple[int, str]] = {}
         self.newest_epoch: dict[Life, int] = {}
         self.keys: dict[tuple[Any, ...], str] = {}
@@ -148,6 +152,9 @@ class Ledger:
             self.stored[life] = 0
         elif op.drop_snapshots:
             self.restarted_from_input.add(life)
+            if claim.run_id in self.from_input:  # somebody wanted it: all is to be done again
+                self.stored[life] = 0
+                self.acknowledged.pop(life, None)
 
     def _fence(self, run_id: str, incarnation: int, epoch: int, what: str) -> None:
         row = self.rows.get(run_id)
@@ -216,6 +223,8 @@ class Ledger:
         life = (inc.run_id, inc.incarnation)
         self.note("monitor", f"{life[0]} {ending.status.value} {_outcome_text(ending)}")
         row = self.rows.get(life[0])
+        if ending.reason == "it was not started":
+            return  # somebody found it while it was being claimed
         if process.closing or (row is not None and row.incarnation > life[1]):
             return  # an old handle of what nobody can look up any more
         proven = self._proves(life, ending, inc.durable)
@@ -224,7 +233,8 @@ class Ledger:
             if isinstance(ending.outcome, Completed):
                 self.check(not ending.outcome.durable, f"{life}: a result is reported as durable, and the disk does not have it")
         before = self.reports.get(life)
-        if before is not None and before.ending.outcome is not None and (before.boot == self.boot or before.proven):
+        rested = before is not None and (before.ending.outcome is None or before.ending.status is RunStatus.QUARANTINED)
+        if before is not None and not rested and (before.boot == self.boot or before.proven):
             self.check(
                 _same(before.ending, ending), f"{life}: two endings were reported: {_outcome_text(before.ending)}, {_outcome_text(ending)}"
             )
@@ -243,12 +253,15 @@ class Ledger:
 
     def called(self, context: Any, callback: str, state: Any, message: object) -> None:
         """A user's callback begins."""
-        attempt, inc = context._attempt, context._incarnation
-        life, epoch, seq = (inc.run_id, inc.incarnation), context.epoch, attempt.seq
+        inc = context._incarnation
+        life, epoch, seq = (inc.run_id, inc.incarnation), context.epoch, context._attempt.seq
         self.callbacks += 1
         self.note(inc.run_id, f"{callback} epoch {_e(epoch)} seq {seq} at {getattr(state, 'at', '-')} {message or ''}")
         self.life_of[epoch] = life
         self._check_over(life, callback)
+        attempt = (self.boot, context.attempt)
+        had = self.attempt_of.setdefault(epoch, attempt)
+        self.check(had == attempt, f"{life}: epoch {_e(epoch)} belongs to two executions: (boot, attempt) {had} and {attempt}")
         if epoch not in self.first_seq:
             self._execution_begins(life, epoch, seq)
             # A permanent run's next round begins where the one before ended.
@@ -265,7 +278,8 @@ class Ledger:
         if inc.policies.save.durability == "sync":
             # A Done counts as well, and what it leaves for the next round of a permanent run is no snapshot.
             self.check(self.stored.get(life, 0) >= seq or callback in {"stopping", "begin"}, f"{life}: sync, and seq {seq} is not on the disk")
-        self._check_key(life, seq, callback, repr(state), repr(message), context.idempotency_key)
+        if not getattr(state, "blot", 0):  # what cannot be encoded has no digest
+            self._check_key(life, seq, callback, repr(state), repr(message), context.idempotency_key)
 
     def _execution_begins(self, life: Life, epoch: int, seq: int) -> None:
         acknowledged = self.acknowledged.get(life, 0)
@@ -305,9 +319,9 @@ class Ledger:
             life = (inc.run_id, inc.incarnation)
             queue = self.unsaved.setdefault(life, [])
             stored = self.stored.get(life, 0)
-            while queue and (queue[0][0] <= stored):
+            while queue and (queue[0][0] <= max(stored, slot.rejected_seq)):
                 queue.pop(0)
-            if slot.published.seq > stored and (not queue or queue[-1][0] < slot.published.seq):
+            if slot.published.seq > max(stored, slot.rejected_seq) and (not queue or queue[-1][0] < slot.published.seq):
                 queue.append((slot.published.seq, now_s))
             if queue:
                 limit_s = max(queue[0][1], healthy_since_s, process.launched_s(inc)) + inc.policies.save.interval_s + GRID_S

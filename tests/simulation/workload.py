@@ -37,6 +37,8 @@ class Tally(msgspec.Struct, frozen=True):
     acc: int = 0
     heard: tuple[str, ...] = ()
     ended: tuple[tuple[str, int], ...] = ()
+    blot: int = 0
+    """Too large a number for any store, for one step."""
 
 
 class Ledgered(msgspec.Struct):
@@ -47,6 +49,7 @@ class Ledgered(msgspec.Struct):
     acc: int = 0
     heard: list[str] = []
     ended: list[tuple[str, int]] = []
+    blot: int = 0
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -131,14 +134,18 @@ class _Player(Run[Any, Any, Any]):
                 return Wait(state)
             return Done(Sum(state.acc, tuple(state.heard), tuple(state.ended)))
         if state.at == 1:
-            for key in job.children:
-                kind = Kinds.by_name["SyncRun" if key.startswith("s") else "AsyncRun"]
-                context.spawn(kind, child_job(job.salt, key), key=key, on_parent_end="kill" if key.endswith("k") else "cancel")
-        after = msgspec.structs.replace(state, at=state.at + 1, acc=one_step(state.acc, state.at, job.salt))
+            self._spawn(job)
+        blot = 1 << 70 if Stage.world.deeds.take(context.run_id, f"blot{state.at}") else 0
+        after = msgspec.structs.replace(state, at=state.at + 1, acc=one_step(state.acc, state.at, job.salt), blot=blot)
         deed = Stage.world.deeds.take(context.run_id, f"wait{state.at}")
         if deed is not None:
             return Wait(after, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(after)
         return after
+
+    def _spawn(self, job: Job) -> None:
+        for key in job.children:
+            kind = Kinds.by_name["SyncRun" if key.startswith("s") else "AsyncRun"]
+            self.context.spawn(kind, child_job(job.salt, key), key=key, on_parent_end="kill" if key.endswith("k") else "cancel")
 
     def _receive(self, state: Tally, message: object) -> Any:
         match message:
@@ -167,6 +174,8 @@ class _Player(Run[Any, Any, Any]):
                 pass
             case Deed("raise", error=error):
                 raise error("simulated")
+            case Deed("poison"):
+                Stage.world.poisoned()
             case Deed("sleep", seconds):
                 self.context.sleep(seconds)
             case Deed("hang" | "work", seconds):  # like a call into C: nothing wakes it
@@ -180,6 +189,8 @@ class _Player(Run[Any, Any, Any]):
                 await asyncio.sleep(0)
             case Deed("raise", error=error):
                 raise error("simulated")
+            case Deed("poison"):
+                Stage.world.poisoned()
             case Deed("sleep", seconds):
                 await self.context.sleep(seconds)
             case Deed("hang", seconds):
@@ -238,8 +249,13 @@ class MutableRun(_Player, Run[Job, Ledgered, Sum]):
     def step(self, state: Ledgered) -> Ledgered | Wait[Ledgered] | Done[Sum]:
         self._called("step", state)
         if state.at >= state.job.goal:
+            if len(state.ended) < len(state.job.children):
+                return Wait(state)
             return Done(Sum(state.acc, tuple(state.heard), tuple(state.ended)))
         at = state.at
+        if at == 1:
+            self._spawn(state.job)
+        state.blot = 1 << 70 if Stage.world.deeds.take(self.context.run_id, f"blot{at}") else 0
         state.acc = one_step(state.acc, state.at, state.job.salt)
         state.at += 1
         self._do(at)
@@ -248,8 +264,15 @@ class MutableRun(_Player, Run[Job, Ledgered, Sum]):
             return Wait(state, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(state)
         return state
 
-    def receive(self, state: Ledgered, message: Add | GoOn | WaitExpired) -> Any:
+    def receive(self, state: Ledgered, message: Add | GoOn | ChildEnded | WaitExpired) -> Any:
         self._called("receive", state, message)
+        if isinstance(message, ChildEnded):
+            Stage.world.ledger.child_ended(self.context, state.ended, message.key)
+            value = message.outcome.result.acc if isinstance(message.outcome, Completed) else LOST
+            state.ended = [pair for pair in state.ended if pair[0] != message.key]
+            state.ended.append((message.key, value))
+            waits = state.at >= state.job.goal and len(state.ended) < len(state.job.children)
+            return Wait(state) if waits else state
         if isinstance(message, Add) and not message.quiet:
             state.heard.append(message.name)
             self._do("receive")
@@ -312,6 +335,8 @@ class Kinds:
 
 
 REGISTRY: Final = Registry(list(Kinds.by_name.values()), Policies())
+OLD_REGISTRY: Final = Registry([SyncRun, MutableRun], Policies())
+"""What a deploy of older code knows."""
 ERRORS: Final[tuple[type[BaseException], ...]] = (
     ValueError,
     SystemExit,

@@ -26,7 +26,7 @@ from tests.simulation.loop import SimLoop
 from tests.simulation.scheduler import Home, ProcessDied, Scheduler, SimDispatcher
 from tests.simulation.stacks import Stacks
 from tests.simulation.store import FAULTS, FailingStore, Weather
-from tests.simulation.workload import ERRORS, LOST, REGISTRY, Add, Deed, Deeds, GoOn, Job, Kinds, Stage as Theatre, Sum, child_job, fold
+from tests.simulation.workload import ERRORS, LOST, OLD_REGISTRY, REGISTRY, Add, Deed, Deeds, GoOn, Job, Kinds, Stage as Theatre, Sum, child_job, fold
 
 CHAOS_S: Final = 5.0
 """So long things go wrong."""
@@ -40,7 +40,7 @@ class SimCore(Core):
 
     def __init__(self, process: Process) -> None:
         super().__init__(process.store, runs=(), defaults=Policies(), logger=False)
-        self.registry = REGISTRY
+        self.registry = process.registry
         self._process = process
 
     def boot(self, env: Environment) -> Promise[None]:
@@ -96,6 +96,7 @@ class Process:
         self.monitors: list[list[int | Incarnation]] = []
         self._launched: dict[Any, float] = {}
         scheduler, rng = world.scheduler, world.rng
+        self.registry = OLD_REGISTRY if world.chaos and number > 1 and rng.random() < 0.1 else REGISTRY
         homes = {
             name: Home(name, self, pool=name in {"workers", "clients"}, weight=rng.choice((0.2, 1.0, 1.0, 5.0)))
             for name in ("store", "supervisor", "timers", "loop", "workers", "clients")
@@ -106,6 +107,7 @@ class Process:
         self.loop = SimLoop(scheduler, homes["loop"], world.ledger.violated)
         self.core = SimCore(self)
         self.core.events.subscribe(self._event)
+        self.core.events.subscribe(self._stumble)
 
         def dispatcher(name: str) -> SimDispatcher:
             return SimDispatcher(scheduler, homes[name], homes["workers"], world.budget)
@@ -121,7 +123,7 @@ class Process:
             loop=self.loop,
             store=self.store,
             events=self.core.events,
-            registry=REGISTRY,
+            registry=self.registry,
             logger=LOGGER,
             pause=lambda seconds, wake: scheduler.park(scheduler.now_s + seconds, wake),
             stand_aside=lambda: contextlib.nullcontext(lambda: None),
@@ -272,6 +274,11 @@ class Process:
             self.world.scheduler.switch_point()
 
 
+    def _stumble(self, _event: Any) -> None:
+        if self.world.rng.random() < 0.02:
+            raise ValueError("simulated: a subscriber that raises")
+
+
 class World:
     """One seed's whole story."""
 
@@ -384,7 +391,7 @@ class World:
         goal = rng.randint(3, 8)
         children: tuple[str, ...] = ()
         restart = rng.choice(("transient", "transient", "transient", "transient", "permanent", "temporary"))
-        if kind in {"SyncRun", "AsyncRun"} and restart != "permanent" and rng.random() < 0.4:
+        if restart != "permanent" and rng.random() < 0.4:
             children = tuple(rng.sample(("s1", "s2k", "a1", "a22k"), rng.randint(1, 2)))
         self.jobs[run_id] = job = Job(goal, rng.randrange(1000), children)
         self.kinds[run_id] = kind
@@ -459,9 +466,11 @@ class World:
             if rng.random() > share:
                 continue
             place: int | str = rng.choice((*range(goal), *range(goal), "begin", "receive", "stopping"))
-            kind = rng.choice(("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "waitmsg"))
-            if kind in {"wait", "waitmsg"}:
-                place = f"wait{rng.randrange(goal)}"
+            kind = rng.choice(("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "waitmsg", "blot"))
+            if kind in {"wait", "waitmsg", "blot"}:
+                place = f"{kind[:4]}{rng.randrange(goal)}"
+            elif rng.random() < 0.03:
+                kind = "poison"
             seconds = {"sleep": rng.choice((0.2, 2.0, 300.0)), "hang": rng.choice((0.7, 3.0, 300.0)), "work": rng.random() * 0.5, "wait": rng.random() * 2}
             of[run_id, place] = Deed(kind, seconds.get(kind, 0.0), rng.choice(ERRORS) if kind == "raise" else ValueError, rng.choice((1, 1, 2, 5)))
         if rng.random() < 0.7 * share:  # slow it down, so that something can happen to it
@@ -492,6 +501,13 @@ class World:
             else:
                 home = self.rng.choice([home for home in self.scheduler.homes if home.owner is process] or [self.home])
                 home.queue.append(lambda: process.die("killed in a turn"))
+
+    def poisoned(self) -> None:
+        """A callback takes the whole process down."""
+        process = self.process
+        if process is not None:
+            process.die("poisoned")
+        raise ProcessDied
 
     def _jump(self) -> None:
         by_s = self.rng.choice((-3600.0, -1.0, 0.5, 3600.0))
@@ -582,13 +598,19 @@ class World:
         process = self.process
         assert process is not None
         if process.handles:
-            self._resume_run(self.rng.choice(list(process.handles)))
+            self._resume_run(self.rng.choice(list(process.handles)), from_input=self.rng.random() < 0.15)
 
-    def _resume_run(self, run_id: str) -> None:
+    def _resume_run(self, run_id: str, *, from_input: bool = False) -> None:
         process = self.process
         assert process is not None
         self.ledger.resumable.add(run_id)
-        process.order(f"resume {run_id}", lambda: process.core.resume(run_id, from_input=False), process.hold)
+        job = self.jobs.get(run_id)
+        if job is None or job.children:
+            from_input = False  # what of its children's ends its dropped state had taken in is lost with a second reboot
+        if from_input:
+            self.ledger.from_input.add(run_id)
+        what = f"resume {run_id}{' from input' if from_input else ''}"
+        process.order(what, lambda: process.core.resume(run_id, from_input=from_input), process.hold)
 
     def _start_again(self) -> None:
         run_id = self.rng.choice(list(self._starts))
@@ -612,8 +634,8 @@ class World:
         self.deeds.over = True
         self.ledger.note("world", "faults stop")
         process = self.process
-        if process is not None and process.closing and not process.dead:
-            process.die("was closing when the faults stopped")
+        if process is not None and (process.closing or process.registry is OLD_REGISTRY) and not process.dead:
+            process.die("was closing, or old code, when the faults stopped")
         self.chaos = False
         self._boot()
         for after_s in (5.0, 10.0, 320.0, 330.0, 340.0, 350.0):  # once more after hung steps have come back
@@ -673,7 +695,8 @@ class World:
         assert definition is not None
         outcome = stored_outcome(cast("Any", _Only(self.disk)), stored.claim, definition)
         report = ledger.reports.get((run_id, incarnation))
-        if report is not None and report.ending.outcome is not None and report.proven and outcome is not None:
+        rested = report is None or report.ending.outcome is None or report.ending.status is RunStatus.QUARANTINED
+        if report is not None and not rested and report.proven and outcome is not None:
             ledger.check(type(outcome) is type(report.ending.outcome), f"{run_id}: reported {report.ending.outcome}, stored {outcome}")
         if isinstance(outcome, Completed):
             self._check_result(run_id, incarnation, definition.decode_input(stored.record.input), outcome.result)
@@ -684,7 +707,7 @@ class World:
         ledger.check(len(set(result.heard)) == len(result.heard), f"{run_id} heard something twice: {result.heard}")
         ledger.check(set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}")
         missing = self.heard_durably.get((run_id, incarnation), set()) - set(result.heard)
-        ledger.check(not missing, f"{run_id} answered asks durably and has forgotten them: {missing}")
+        ledger.check(not missing or (run_id, incarnation) in ledger.restarted_from_input, f"{run_id} answered asks durably and has forgotten them: {missing}")
         ledger.check({key for key, _ in result.ended} == set(job.children), f"{run_id} was told of the ends of {result.ended}")
         for key, value in result.ended:
             right = fold(child_job(job.salt, key))
