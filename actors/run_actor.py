@@ -39,6 +39,7 @@ from executus.actors.run import (
     Run,
     Wait,
     WaitExpired,
+    Waiting,
     current_context,
     remaining,
     waiting_for,
@@ -359,6 +360,8 @@ class RunActor(Actor):
         if letter.answer is not None:
             self.answer = (letter, answer)
         if returned is None:
+            if isinstance(letter.message, WaitExpired):
+                self.next = Waiting()  # that deadline is over; kept, it would expire again after each restart
             self._publish(self.state, self.next)
         else:
             self._accept(returned, "receive")

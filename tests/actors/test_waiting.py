@@ -1,0 +1,44 @@
+"""Waits, their deadlines, and what is left of them after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from executus.actors import Done, Run, Runtime, Wait, WaitExpired
+from tests.waiting import wait_until
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Any message."""
+
+
+class Patient(Run[int, int, int]):
+    """Waits a moment, and goes on waiting without a deadline when that is over."""
+
+    expired = 0
+
+    def begin(self, number: int) -> Wait[int]:
+        return Wait(number, timeout_s=0.001)
+
+    def step(self, number: int) -> Done[int]:
+        return Done(number)
+
+    def receive(self, number: int, message: Ping | WaitExpired) -> Done[int] | None:
+        if isinstance(message, WaitExpired):
+            type(self).expired += 1
+            return None
+        return Done(number)
+
+
+def test_a_deadline_that_was_let_pass_does_not_expire_again_after_a_restart(store_path: Path) -> None:
+    Patient.expired = 0
+    with Runtime(store_path, runs=[Patient], logger=False) as runtime:
+        handle = runtime.start(Patient, 7, run_id="p")
+        wait_until(lambda: Patient.expired == 1 and handle.status().seq == 2, timeout_s=10, what="the deadline")
+    with Runtime(store_path, runs=[Patient], logger=False) as runtime:
+        handle = runtime.get(Patient, "p")
+        handle.tell(Ping())
+        assert handle.result(10) == 7
+    assert Patient.expired == 1
