@@ -116,8 +116,9 @@ class TimerThread:
                 return timer
             heapq.heappush(self._heap, timer)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # may raise; then the next timer tries again
+                self._thread = thread
             elif self._heap[0] is timer:
                 self._changed.notify()
             return timer

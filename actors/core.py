@@ -61,7 +61,8 @@ from executus.stores import (
 DRAIN_S: Final = 10.0
 GATHER_S: Final = 0.0005
 EXIT_DRAIN_S: Final = 1.0
-"""What a forgotten runtime gets at interpreter exit: exit must not block."""
+EXIT_RELEASE_S: Final = 0.1
+"""What a forgotten runtime gets at interpreter exit, for its runs and then for each of its threads: exit must not block."""
 STORE_BACKOFF: Final = Backoff(initial_s=0.05, factor=2.0, max_s=5.0, jitter=0.0)
 
 Store = CheckpointStore | str | os.PathLike[str] | None
@@ -131,7 +132,11 @@ class Core:
         self._supervisor_thread = ThreadDispatcher(name="executus-supervisor")
         self._loop_thread = None
         if host_loop is None and any(d.async_callbacks for d in self.registry):
-            self._loop_thread = LoopThread()
+            try:
+                self._loop_thread = LoopThread()
+            except BaseException:
+                self._state = "closed"
+                raise
             host_loop = self._loop_thread.loop
         async_home = self._pool if host_loop is None else LoopDispatcher(host_loop, self._pool)
         self.env = Environment(
@@ -155,6 +160,8 @@ class Core:
             leaked_threads=self._pool.leaked,
         )
         try:
+            # Its thread starts now: the drain at interpreter exit needs timers, and there no thread can be started any more.
+            self._timers.call_at(0.0, lambda: None)
             self.start_tree().result()
         except BaseException:
             self._state = "closed"
@@ -261,25 +268,27 @@ class Core:
 
     def begin_close(self) -> bool:
         """Take the step from open to closing; False if somebody else did, or nothing was opened."""
+        if os.getpid() != self._pid:
+            return False
         with self._lock:
             if self._state != "open":
                 return False
             self._state = "closing"
             return True
 
-    def finish_close(self) -> None:
-        """After the drain: let everything go. Blocks for a few seconds at the most."""
+    def finish_close(self, timeout_s: float = 2.0) -> None:
+        """After the drain: let everything go. What does not end by itself gets so long, each."""
         self._interrupt_all("the runtime was closed")
-        self._shut_down(2.0)
+        self._shut_down(timeout_s)
 
-    def close(self, drain_s: float = DRAIN_S) -> DrainReport | None:
+    def close(self, drain_s: float = DRAIN_S, release_s: float = 2.0) -> DrainReport | None:
         """Drain, then let everything go. Idempotent. None when it was closed already."""
-        if os.getpid() != self._pid or not self.begin_close():
+        if not self.begin_close():
             return None
         reply: Promise[DrainReport] = Promise()
         self._tell_supervisor_always(DrainRuns(drain_s, reply))
         report = reply.result() if reply.wait(drain_s + 0.45) else None
-        self.finish_close()
+        self.finish_close(release_s)
         return report
 
     async def drain_closing(self, timeout_s: float) -> None:
@@ -297,10 +306,10 @@ class Core:
             return
 
     def _close_at_exit(self) -> None:
-        self.close(EXIT_DRAIN_S)
+        self.close(EXIT_DRAIN_S, EXIT_RELEASE_S)
 
     def _shut_down(self, timeout_s: float) -> None:
-        self._stop_store(timeout_s)
+        self._stop_store(max(timeout_s, 0.5))  # it may have a commit to end
         self._release(timeout_s)
         self._state = "closed"
         atexit.unregister(self._close_at_exit)

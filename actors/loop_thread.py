@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 
@@ -12,7 +13,11 @@ class LoopThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="executus-loop", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # no thread to be had
+            self.loop.close()
+            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -22,13 +27,15 @@ class LoopThread:
             self.loop.close()
 
     def close(self, timeout_s: float) -> None:
-        """Cancel what still runs there, then end the thread."""
-        try:
-            asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result(timeout_s)
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        except (RuntimeError, TimeoutError):
-            return  # a callback blocks the loop; its thread is a daemon and keeps nothing alive
+        """Cancel what still runs there, then end the thread; also later, where a callback blocks the loop now."""
+        if self.loop.is_closed():
+            return
+        cancelled = asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
+        cancelled.add_done_callback(lambda _: self.loop.call_soon_threadsafe(self.loop.stop))
         self._thread.join(timeout_s)
+        if self._thread.is_alive():  # blocked, or a task that does not let itself be cancelled: the thread is a daemon
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 async def _cancel_all() -> None:

@@ -161,6 +161,7 @@ class Runtime(_Face):
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until no run is live. False when time was up first."""
         refuse_on_loop("Runtime.join()", "await AsyncRuntime.join()")
+        self._core.check_process()
         clock = self._core.env.clock
         until_s = None if timeout_s is None else clock.now_s() + timeout_s
         while (inc := next(iter(list(self._core.table.values())), None)) is not None:
