@@ -17,7 +17,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3000)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--seed", type=int, help="replay this one and print its log")
-    parser.add_argument("--keep-going", action="store_true", help="count failing seeds instead of stopping at the first")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="count failing seeds instead of stopping at the first"
+    )
     options = parser.parse_args()
     logging.getLogger("executus").setLevel(logging.CRITICAL + 1)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
@@ -39,7 +41,9 @@ def main() -> int:
             turns += world.scheduler.turns
             callbacks += world.ledger.callbacks
     took_s = time.perf_counter() - began_s
-    print(f"{len(seeds)} seeds, {failed} failed, {took_s:.1f} s, {took_s / len(seeds) * 1000:.1f} ms, {turns // len(seeds)} turns and {callbacks // len(seeds)} callbacks a seed")
+    print(
+        f"{len(seeds)} seeds, {failed} failed, {took_s:.1f} s, {took_s / len(seeds) * 1000:.1f} ms, {turns // len(seeds)} turns and {callbacks // len(seeds)} callbacks a seed"
+    )
     return 1 if failed else 0
 
 

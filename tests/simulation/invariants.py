@@ -133,15 +133,24 @@ class Ledger:
         life = (claim.run_id, claim.incarnation)
         before = self.rows.get(claim.run_id)
         self.life_of[claim.epoch] = life
-        if before is not None and (before.incarnation, before.epoch, before.status) == (*life[1:], claim.epoch, claim.status):
+        if before is not None and (before.incarnation, before.epoch, before.status) == (
+            *life[1:],
+            claim.epoch,
+            claim.status,
+        ):
             return  # a retry
         if before is not None:
-            self.check(claim.epoch > before.epoch, f"{life} was claimed under epoch {_e(claim.epoch)}, not newer than {_e(before.epoch)}")
+            self.check(
+                claim.epoch > before.epoch,
+                f"{life} was claimed under epoch {_e(claim.epoch)}, not newer than {_e(before.epoch)}",
+            )
             if op.record is None:
                 self.check(before.incarnation == claim.incarnation, f"{life} claimed over another incarnation")
             if op.record is None and claim.status is RunStatus.RUNNING:
                 by_hand = before.status in RESUMABLE and claim.run_id in self.resumable
-                self.check(before.status in LIVE or by_hand, f"{life} was {before.status.value} and has been resurrected")
+                self.check(
+                    before.status in LIVE or by_hand, f"{life} was {before.status.value} and has been resurrected"
+                )
             if op.record is None and claim.status is RunStatus.KILLED:
                 self.check(
                     before.status not in ENDED or before.status is RunStatus.FAILED,
@@ -168,10 +177,16 @@ class Ledger:
         life = (run_id, incarnation)
         for other, began in self.first_seq.items():
             if other > epoch and self.life_of.get(other) == life:
-                self.check(seq <= began, f"{life}: epoch {_e(epoch)} saved seq {seq} after epoch {_e(other)} had gone on from {began}")
+                self.check(
+                    seq <= began,
+                    f"{life}: epoch {_e(epoch)} saved seq {seq} after epoch {_e(other)} had gone on from {began}",
+                )
         loaded = self.disk.load_snapshot(run_id)
         there = 0 if loaded is None else loaded.snapshot.seq
-        self.check(there >= self.stored.get(life, 0) or life in self.restarted_from_input, f"{life}: the stored seq went back to {there}")
+        self.check(
+            there >= self.stored.get(life, 0) or life in self.restarted_from_input,
+            f"{life}: the stored seq went back to {there}",
+        )
         self.stored[life] = there
 
     def _settled(self, op: Settle) -> None:
@@ -208,7 +223,10 @@ class Ledger:
             return
         if row.status is RunStatus.COMPLETED:  # which dropped the snapshots
             return
-        self.check(self.stored.get(life, 0) >= seq, f"{life}: {how} says seq {seq} is durable, the disk has {self.stored.get(life, 0)}")
+        self.check(
+            self.stored.get(life, 0) >= seq,
+            f"{life}: {how} says seq {seq} is durable, the disk has {self.stored.get(life, 0)}",
+        )
         self.acknowledged[life] = max(self.acknowledged.get(life, 0), seq)
 
     def child_ended(self, context: Any, known: Sequence[tuple[str, int]], key: str) -> None:
@@ -229,14 +247,21 @@ class Ledger:
             return  # an old handle of what nobody can look up any more
         proven = self._proves(life, ending, inc.durable)
         if not proven:
-            self.check(process.may_be_unproven(inc), f"{life}: reported as {ending.status.value}; the disk says {self.rows.get(life[0])}")
+            self.check(
+                process.may_be_unproven(inc),
+                f"{life}: reported as {ending.status.value}; the disk says {self.rows.get(life[0])}",
+            )
             if isinstance(ending.outcome, Completed):
-                self.check(not ending.outcome.durable, f"{life}: a result is reported as durable, and the disk does not have it")
+                self.check(
+                    not ending.outcome.durable,
+                    f"{life}: a result is reported as durable, and the disk does not have it",
+                )
         before = self.reports.get(life)
         rested = before is not None and (before.ending.outcome is None or before.ending.status is RunStatus.QUARANTINED)
         if before is not None and not rested and (before.boot == self.boot or before.proven):
             self.check(
-                _same(before.ending, ending), f"{life}: two endings were reported: {_outcome_text(before.ending)}, {_outcome_text(ending)}"
+                _same(before.ending, ending),
+                f"{life}: two endings were reported: {_outcome_text(before.ending)}, {_outcome_text(ending)}",
             )
         if before is None or not before.proven:
             self.reports[life] = Report(ending, proven, self.boot)
@@ -261,14 +286,20 @@ class Ledger:
         self._check_over(life, callback)
         attempt = (self.boot, context.attempt)
         had = self.attempt_of.setdefault(epoch, attempt)
-        self.check(had == attempt, f"{life}: epoch {_e(epoch)} belongs to two executions: (boot, attempt) {had} and {attempt}")
+        self.check(
+            had == attempt, f"{life}: epoch {_e(epoch)} belongs to two executions: (boot, attempt) {had} and {attempt}"
+        )
         if epoch not in self.first_seq:
             self._execution_begins(life, epoch, seq)
             # A permanent run's next round begins where the one before ended.
             again = callback == "begin" and inc.policies.restart.kind != "permanent"
-            self.check(not again or not self.acknowledged.get(life), f"{life}: begins again although a state was acknowledged")
+            self.check(
+                not again or not self.acknowledged.get(life), f"{life}: begins again although a state was acknowledged"
+            )
         newest = self.newest_epoch[life]
-        self.check(epoch == newest, f"{life}: {callback} was called under epoch {_e(epoch)}, epoch {_e(newest)} is executing")
+        self.check(
+            epoch == newest, f"{life}: {callback} was called under epoch {_e(epoch)}, epoch {_e(newest)} is executing"
+        )
         last = self.last_seq.get(epoch)
         if last is not None:
             # "stopping" also comes after a callback that never completed, for its children could not be started.
@@ -277,14 +308,20 @@ class Ledger:
         self.last_seq[epoch] = (seq, callback)
         if inc.policies.save.durability == "sync":
             # A Done counts as well, and what it leaves for the next round of a permanent run is no snapshot.
-            self.check(self.stored.get(life, 0) >= seq or callback in {"stopping", "begin"}, f"{life}: sync, and seq {seq} is not on the disk")
+            self.check(
+                self.stored.get(life, 0) >= seq or callback in {"stopping", "begin"},
+                f"{life}: sync, and seq {seq} is not on the disk",
+            )
         if not getattr(state, "blot", 0):  # what cannot be encoded has no digest
-            self._check_key(life, seq, callback, repr(state), repr(message), context.idempotency_key)
+            self._check_key((life, seq, callback, repr(state), repr(message)), context.idempotency_key)
 
     def _execution_begins(self, life: Life, epoch: int, seq: int) -> None:
         acknowledged = self.acknowledged.get(life, 0)
         self.check(seq >= acknowledged, f"{life}: goes on at seq {seq}, behind the acknowledged {acknowledged}")
-        self.check(epoch > self.newest_epoch.get(life, 0), f"{life}: epoch {_e(epoch)} is not newer than {_e(self.newest_epoch.get(life, 0))}")
+        self.check(
+            epoch > self.newest_epoch.get(life, 0),
+            f"{life}: epoch {_e(epoch)} is not newer than {_e(self.newest_epoch.get(life, 0))}",
+        )
         self.newest_epoch[life] = epoch
         self.first_seq[epoch] = seq
 
@@ -296,8 +333,8 @@ class Ledger:
         if row is not None and row.incarnation > life[1]:
             self.violated(f"{life}: {callback} was called, the disk holds a newer incarnation")
 
-    def _check_key(self, life: Life, seq: int, callback: str, state: str, message: str, key: str) -> None:
-        action = (life, seq, callback, state, message)
+    def _check_key(self, action: tuple[Life, int, str, str, str], key: str) -> None:
+        life, seq, callback, _, _ = action
         if callback == "stopping":
             return
         known = self.keys.setdefault(action, key)
@@ -324,7 +361,9 @@ class Ledger:
             if slot.published.seq > max(stored, slot.rejected_seq) and (not queue or queue[-1][0] < slot.published.seq):
                 queue.append((slot.published.seq, now_s))
             if queue:
-                limit_s = max(queue[0][1], healthy_since_s, process.launched_s(inc)) + inc.policies.save.interval_s + GRID_S
+                limit_s = (
+                    max(queue[0][1], healthy_since_s, process.launched_s(inc)) + inc.policies.save.interval_s + GRID_S
+                )
                 self.check(
                     now_s <= limit_s + 1e-6,
                     f"{life}: seq {queue[0][0]} was published at {queue[0][1]:.3f} and is not stored at {now_s:.3f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,8 +19,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._home = home
         self._report = report
         self._timers: dict[asyncio.TimerHandle, Timer] = {}
+        self._tasks: list[asyncio.Task[Any]] = []
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._enqueue(handle)
         return handle
@@ -75,7 +79,17 @@ class SimLoop(asyncio.AbstractEventLoop):
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: contextvars.Context | None = None
     ) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks.append(task)
+        return task
+
+    def bury(self) -> None:
+        """The process is dead. Close what it leaves in the middle, or the garbage collector would, at any moment."""
+        for task in self._tasks:
+            coro = task.get_coro()
+            if coro is not None and not task.done():
+                with contextlib.suppress(Exception):  # it is executing: then it unwinds by itself
+                    coro.close()
 
     def get_debug(self) -> bool:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,13 +55,15 @@ class Weather:
 class FailingStore:
     """`CheckpointStore` of one simulated process on a disk that outlives it."""
 
-    def __init__(self, disk: MemoryStore, process: Mortal, scheduler: Scheduler, weather: Weather, ledger: Ledger, rng: random.Random) -> None:
+    def __init__(
+        self, disk: MemoryStore, process: Mortal, scheduler: Scheduler, weather: Weather, ledger: Ledger
+    ) -> None:
         self._disk = disk
         self._process = process
         self._scheduler = scheduler
         self._weather = weather
         self._ledger = ledger
-        self._rng = rng
+        self._rng = scheduler.rng
 
     @property
     def boot_epoch(self) -> int:

@@ -145,7 +145,9 @@ class _Player(Run[Any, Any, Any]):
     def _spawn(self, job: Job) -> None:
         for key in job.children:
             kind = Kinds.by_name["SyncRun" if key.startswith("s") else "AsyncRun"]
-            self.context.spawn(kind, child_job(job.salt, key), key=key, on_parent_end="kill" if key.endswith("k") else "cancel")
+            self.context.spawn(
+                kind, child_job(job.salt, key), key=key, on_parent_end="kill" if key.endswith("k") else "cancel"
+            )
 
     def _receive(self, state: Tally, message: object) -> Any:
         match message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from collections.abc import Callable
@@ -26,7 +25,22 @@ from tests.simulation.loop import SimLoop
 from tests.simulation.scheduler import Home, ProcessDied, Scheduler, SimDispatcher
 from tests.simulation.stacks import Stacks
 from tests.simulation.store import FAULTS, FailingStore, Weather
-from tests.simulation.workload import ERRORS, LOST, OLD_REGISTRY, REGISTRY, Add, Deed, Deeds, GoOn, Job, Kinds, Stage as Theatre, Sum, child_job, fold
+from tests.simulation.workload import (
+    ERRORS,
+    LOST,
+    OLD_REGISTRY,
+    REGISTRY,
+    Add,
+    Deed,
+    Deeds,
+    GoOn,
+    Job,
+    Kinds,
+    Sum,
+    child_job,
+    fold,
+)
+from tests.simulation.workload import Stage as Theatre
 
 CHAOS_S: Final = 5.0
 """So long things go wrong."""
@@ -79,7 +93,9 @@ class SimCore(Core):
 
     def _escalate(self) -> None:
         if not self._process.dead:
-            self._process.world.ledger.violated(f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}")
+            self._process.world.ledger.violated(
+                f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}"
+            )
 
 
 class Process:
@@ -103,7 +119,7 @@ class Process:
         }
         self.clients = homes["clients"]
         scheduler.homes += homes.values()
-        self.store = FailingStore(world.disk, self, scheduler, world.weather, world.ledger, rng)
+        self.store = FailingStore(world.disk, self, scheduler, world.weather, world.ledger)
         self.loop = SimLoop(scheduler, homes["loop"], world.ledger.violated)
         self.core = SimCore(self)
         self.core.events.subscribe(self._event)
@@ -112,7 +128,7 @@ class Process:
         def dispatcher(name: str) -> SimDispatcher:
             return SimDispatcher(scheduler, homes[name], homes["workers"], world.budget)
 
-        parts: dict[str, Any] = dict(
+        self.env = Environment(
             clock=world.clock,
             timers=SimTimers(scheduler, homes["timers"]),
             rng=rng,
@@ -132,7 +148,6 @@ class Process:
             stack_of=lambda _ident: "",
             leaked_threads=lambda: 0,
         )
-        self.env = Environment(**{name: part for name, part in parts.items() if name in Environment.__dataclass_fields__})
 
     # --- life and death -----------------------------------------------------------------------------------------------
 
@@ -166,6 +181,7 @@ class Process:
         self.world.ledger.note("process", f"{self.number} died: {why}")
         self.world.disk.close()
         self.world.scheduler.buried(self)
+        self.loop.bury()
         self.world.process_died()
 
     def close(self, drain_s: float) -> None:
@@ -180,7 +196,9 @@ class Process:
             if self.dead:
                 return
             took_s = self.world.scheduler.now_s - asked_s
-            self.world.ledger.note("process", f"{self.number} drained in {took_s:.3f}: {reply.error() or reply.result(0)}")
+            self.world.ledger.note(
+                "process", f"{self.number} drained in {took_s:.3f}: {reply.error() or reply.result(0)}"
+            )
             if not self.world.scheduler.lag_p:
                 self.world.ledger.check(took_s <= drain_s + 0.5, f"a drain of {drain_s} s took {took_s} s")
             self.clients.queue.append(self._let_go)
@@ -253,7 +271,10 @@ class Process:
             ledger.check(promise.done(), f"never answered: {what}")
         for count, inc in self.monitors:
             ending = cast("Incarnation", inc).ending
-            ledger.check(count == 1 or not ending.done(), f"a monitor of {cast('Incarnation', inc).run_id} was told {count} times")
+            ledger.check(
+                count == 1 or not ending.done(),
+                f"a monitor of {cast('Incarnation', inc).run_id} was told {count} times",
+            )
 
     # --- for the ledger -----------------------------------------------------------------------------------------------
 
@@ -272,7 +293,6 @@ class Process:
         if not self.dead:
             self.world.ledger.event(event)
             self.world.scheduler.switch_point()
-
 
     def _stumble(self, _event: Any) -> None:
         if self.world.rng.random() < 0.02:
@@ -307,6 +327,7 @@ class World:
         self.processes = 0
         self.chaos = True
         self._names = 0
+        self._starts: dict[str, Callable[[World], None]] = {}
 
     # --- the story ----------------------------------------------------------------------------------------------------
 
@@ -329,8 +350,7 @@ class World:
         finally:
             if self.process is not None and not self.process.dead:
                 self.chaos = False
-                self.process.dead = True
-                self.scheduler.buried(self.process)
+                self.process.die("the end")
                 with contextlib.suppress(Exception):
                     self.scheduler.run(self.scheduler.now_s)
         if self.ledger.violations:
@@ -339,7 +359,15 @@ class World:
     def report(self) -> str:
         """The log, to be read."""
         lines = [f"{at_s - 1000:9.4f}  {who:10} {what}" for at_s, who, what in self.ledger.notes]
-        return "\n".join([f"seed {self.seed}: {len(self.ledger.violations)} violations", *lines, "", *self.ledger.violations, f"replay: python -m tests.simulation --seed {self.seed}"])
+        return "\n".join(
+            [
+                f"seed {self.seed}: {len(self.ledger.violations)} violations",
+                *lines,
+                "",
+                *self.ledger.violations,
+                f"replay: python -m tests.simulation --seed {self.seed}",
+            ]
+        )
 
     def process_died(self) -> None:
         """Start another one, soon."""
@@ -445,17 +473,23 @@ class World:
                 )
                 return process.core.start([order])[0]
 
-            process.order(f"start {run_id} {kind} {save.durability} {save.every_s} {policies.restart.kind} ({if_exists})", make, started)
+            process.order(
+                f"start {run_id} {kind} {save.durability} {save.every_s} {policies.restart.kind} ({if_exists})",
+                make,
+                started,
+            )
 
         def started(inc: Incarnation) -> None:
             process = self.process
             assert process is not None
             row = self.ledger.rows.get(run_id)
             if inc.durable:
-                self.ledger.check(row is not None and row.incarnation >= inc.incarnation, f"{run_id} was reported as started, the disk has {row}")
+                self.ledger.check(
+                    row is not None and row.incarnation >= inc.incarnation,
+                    f"{run_id} was reported as started, the disk has {row}",
+                )
             process.hold(inc)
 
-        self._starts = getattr(self, "_starts", {})
         self._starts[run_id] = start
         return start
 
@@ -471,8 +505,18 @@ class World:
                 place = f"{kind[:4]}{rng.randrange(goal)}"
             elif rng.random() < 0.03:
                 kind = "poison"
-            seconds = {"sleep": rng.choice((0.2, 2.0, 300.0)), "hang": rng.choice((0.7, 3.0, 300.0)), "work": rng.random() * 0.5, "wait": rng.random() * 2}
-            of[run_id, place] = Deed(kind, seconds.get(kind, 0.0), rng.choice(ERRORS) if kind == "raise" else ValueError, rng.choice((1, 1, 2, 5)))
+            seconds = {
+                "sleep": rng.choice((0.2, 2.0, 300.0)),
+                "hang": rng.choice((0.7, 3.0, 300.0)),
+                "work": rng.random() * 0.5,
+                "wait": rng.random() * 2,
+            }
+            of[run_id, place] = Deed(
+                kind,
+                seconds.get(kind, 0.0),
+                rng.choice(ERRORS) if kind == "raise" else ValueError,
+                rng.choice((1, 1, 2, 5)),
+            )
         if rng.random() < 0.7 * share:  # slow it down, so that something can happen to it
             for at in range(goal):
                 of.setdefault((run_id, at), Deed("work", rng.random() * 0.4, times=100))
@@ -574,7 +618,9 @@ class World:
         if handle is None:
             return
         life = (handle._inc.run_id, handle._inc.incarnation)
-        process.order(f"durable {handle.run_id}", handle._durable, lambda seq: self.ledger.acknowledge(life, seq, "durable()"))
+        process.order(
+            f"durable {handle.run_id}", handle._durable, lambda seq: self.ledger.acknowledge(life, seq, "durable()")
+        )
 
     def _stop(self) -> None:
         handle, process = self._handle(), self.process
@@ -606,7 +652,9 @@ class World:
         self.ledger.resumable.add(run_id)
         job = self.jobs.get(run_id)
         if job is None or job.children:
-            from_input = False  # what of its children's ends its dropped state had taken in is lost with a second reboot
+            from_input = (
+                False  # what of its children's ends its dropped state had taken in is lost with a second reboot
+            )
         if from_input:
             self.ledger.from_input.add(run_id)
         what = f"resume {run_id}{' from input' if from_input else ''}"
@@ -677,7 +725,9 @@ class World:
         for left in process.core.left_over():
             ledger.violated(f"left over at the end: {left}")
         for timer in self.scheduler.timers_of(process):
-            ledger.violated(f"left over at the end: a timer for {timer.when_s - 1000:.3f} at {timer.home.name}: {timer.fn}")
+            ledger.violated(
+                f"left over at the end: a timer for {timer.when_s - 1000:.3f} at {timer.home.name}: {timer.fn}"
+            )
         ledger.check(self.scheduler.parked_of(process) == 0, "left over at the end: a parked stack")
         for run_id, row in ledger.rows.items():
             self._check_end(run_id, row.incarnation, row.status)
@@ -697,7 +747,10 @@ class World:
         report = ledger.reports.get((run_id, incarnation))
         rested = report is None or report.ending.outcome is None or report.ending.status is RunStatus.QUARANTINED
         if report is not None and not rested and report.proven and outcome is not None:
-            ledger.check(type(outcome) is type(report.ending.outcome), f"{run_id}: reported {report.ending.outcome}, stored {outcome}")
+            ledger.check(
+                type(outcome) is type(report.ending.outcome),
+                f"{run_id}: reported {report.ending.outcome}, stored {outcome}",
+            )
         if isinstance(outcome, Completed):
             self._check_result(run_id, incarnation, definition.decode_input(stored.record.input), outcome.result)
 
@@ -705,10 +758,17 @@ class World:
         ledger = self.ledger
         ledger.check(result.acc == fold(job), f"{run_id} came to {result.acc}, a plain fold to {fold(job)}")
         ledger.check(len(set(result.heard)) == len(result.heard), f"{run_id} heard something twice: {result.heard}")
-        ledger.check(set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}")
+        ledger.check(
+            set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}"
+        )
         missing = self.heard_durably.get((run_id, incarnation), set()) - set(result.heard)
-        ledger.check(not missing or (run_id, incarnation) in ledger.restarted_from_input, f"{run_id} answered asks durably and has forgotten them: {missing}")
-        ledger.check({key for key, _ in result.ended} == set(job.children), f"{run_id} was told of the ends of {result.ended}")
+        ledger.check(
+            not missing or (run_id, incarnation) in ledger.restarted_from_input,
+            f"{run_id} answered asks durably and has forgotten them: {missing}",
+        )
+        ledger.check(
+            {key for key, _ in result.ended} == set(job.children), f"{run_id} was told of the ends of {result.ended}"
+        )
         for key, value in result.ended:
             right = fold(child_job(job.salt, key))
             ledger.check(value in {right, LOST}, f"{run_id}: child {key} came to {value}, a plain fold to {right}")
@@ -745,5 +805,3 @@ ACTIONS: Final[tuple[Callable[[World], None], ...]] = (
     World._jump,
 )
 WORLDLY: Final = frozenset({World._storm, World._death, World._jump})
-
-_ = asyncio
