@@ -132,6 +132,7 @@ class RunActor(Actor):
         self.wait_number = 0
         self.wait_elapsed = False
         self.wait_timer: Any = None
+        self.wait_due_s: float | None = None
         self.done: Completed[Any] | None = None
         self.result: bytes | None = None
         self.actor_ref.monitor(self.exited)
@@ -385,17 +386,21 @@ class RunActor(Actor):
             self.wait_timer.cancel()
             self.wait_timer = None
         self.state, self.next, self.has_state = state, following, True
+        self.wait_due_s = None if following is STEPPING else self._due_s(following)
         self._publish(state, following)
-        if following is not STEPPING:
-            self._arm(following)
+        self._arm()
 
-    def _arm(self, following: Next) -> None:
-        """Set the timer of a Wait with a deadline."""
+    def _due_s(self, following: Next) -> float | None:
+        """The monotonic time at which a Wait expires, if it does."""
         left_s = remaining(following.deadline_at_s, following.remaining_s, self.env.clock.wall_s())  # type: ignore[union-attr]
-        if left_s is not None:
+        return None if left_s is None else self.env.clock.now_s() + left_s
+
+    def _arm(self) -> None:
+        """Set the timer of a Wait with a deadline."""
+        if self.wait_due_s is not None:
             number, ref = self.wait_number, self.actor_ref
             self.wait_timer = self.env.timers.call_at(
-                self.env.clock.now_s() + left_s, lambda: tell_if_alive(ref, WaitElapsed(number), control=True)
+                self.wait_due_s, lambda: tell_if_alive(ref, WaitElapsed(number), control=True)
             )
 
     def _publish(self, state: object, following: Next) -> None:
@@ -412,7 +417,7 @@ class RunActor(Actor):
                 return
         if self.synchronous:
             self.gate_seq = self.slot.waiting_seq = self.seq
-        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed))
+        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed, self.wait_due_s))
         if self.unpublished:
             self.unpublished = ()
         if self.inc.waiting_for_begin:
@@ -487,7 +492,8 @@ class RunActor(Actor):
                 raise SaveRejected(msg)
         self.wait_number += 1
         if self.next is not STEPPING:
-            self._arm(self.next)
+            self.wait_due_s = self._due_s(self.next) if self.source is Source.STORE else published.due_s
+            self._arm()
         inc = self.inc
         self.env.events.emit(
             RunRestored(

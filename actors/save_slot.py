@@ -33,13 +33,17 @@ class StorePort:
 
 
 class Published(msgspec.Struct, frozen=True):
-    """A completed callback's result: the state itself if its type is immutable, else its bytes (`encoded`)."""
+    """A completed callback's result: the state itself if its type is immutable, else its bytes (`encoded`).
+
+    `due_s`, monotonic, is a Wait's deadline in this process: a restart here goes by it, whatever the wall clock did.
+    """
 
     seq: int
     state: Any
     encoded: bool
     next: Next
     consumed: tuple[tuple[int, str], ...] = ()
+    due_s: float | None = None
 
 
 class SaveSlot:
