@@ -40,6 +40,7 @@ from executus.actors.stored_runs import (
     record_of,
     resting_incarnation,
 )
+from executus.actors.suspects import Suspects
 from executus.stores import (
     Accepted,
     Claim,
@@ -74,6 +75,7 @@ class Admission:
         self._env = desk.env
         self._life = lifecycle
         self._family = family
+        self.suspects = Suspects(desk, lambda group: self._claim_recovered([list(group)], _at_once))
 
     # --- started ------------------------------------------------------------------------------------------------------
 
@@ -341,7 +343,11 @@ class Admission:
             match plan(boot_facts(self._env, stored)):
                 case Resume() as comes_back:
                     resumed += 1
-                    batch.append(self._comes_back(stored, comes_back))
+                    inc, operation = self._comes_back(stored, comes_back)
+                    if comes_back.suspect and operation.claim.status is RunStatus.RUNNING:
+                        self.suspects.hold(inc, operation)
+                    else:
+                        batch.append((inc, operation))
                 case SetAsideAs(status, reason):
                     parked += status is RunStatus.PARKED
                     quarantined += status is RunStatus.QUARANTINED
@@ -357,8 +363,9 @@ class Admission:
             RuntimeOpened(boot_epoch=store.boot_epoch, resumed=resumed, parked=parked, quarantined=quarantined)
         )
         self._claim_recovered(batches, recovered)
+        self.suspects.admit()
 
-    def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Operation]:
+    def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Claim]:
         record = stored.record
         definition = None if record is None else self._env.registry.named(record.run_type)
         assert record is not None  # plan() resumes nothing else
@@ -408,6 +415,8 @@ class Admission:
             match verdict:
                 case Accepted() if inc.claim.status is RunStatus.RUNNING:
                     self._resumed(inc)
+                case Accepted() if inc.claim.status is RunStatus.SUSPENDED:
+                    self._life.lost(inc, inc.claim)
                 case Accepted():
                     self._killed_with_its_parent(inc)
                 case Refused(_, current):
@@ -429,6 +438,10 @@ class Admission:
 
         for batch in batches:
             self._desk.commit([operation for _, operation in batch], partial(then, batch), failed=failed)
+
+
+def _at_once() -> None:
+    """Nobody waits for suspects: opening returns without them."""
 
 
 def _whatever(_verdicts: Verdicts) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import msgspec
 
 from executus.actors.policies import MAX_STRIKES, strike
@@ -26,10 +29,14 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resume(msgspec.Struct, frozen=True, tag=True):
-    """Claim it with these strikes and go on; `orphaned` is its link to a parent that has ended meanwhile."""
+    """Claim it with these strikes and go on.
+
+    `orphaned` is its link to a parent that has ended meanwhile; `suspect` says that this is not its first strike.
+    """
 
     strikes: int
     orphaned: ParentLink | None = None
+    suspect: bool = False
 
 
 class SetAsideAs(msgspec.Struct, frozen=True, tag=True):
@@ -69,7 +76,19 @@ def plan(facts: BootFacts) -> Resume | SetAsideAs:
             f"the process died {MAX_STRIKES} times in a row while this run was being resumed, before it "
             "made durable progress",
         )
-    return Resume(strikes, _orphaned_by(facts))
+    return Resume(strikes, _orphaned_by(facts), suspect=0 < claim.strikes < strikes)
+
+
+SUSPECTS_AT_ONCE: Final = 8
+
+
+def cohort(strikes: Sequence[int]) -> int:
+    """How many of these suspects, in ascending order of strikes, are resumed together.
+
+    With their second strike a few at a time, which is quick; with the last one alone, so that a death then is proof.
+    """
+    second = sum(1 for count in strikes if count < MAX_STRIKES)
+    return min(second, SUSPECTS_AT_ONCE) if second else min(len(strikes), 1)
 
 
 def _orphaned_by(facts: BootFacts) -> ParentLink | None:

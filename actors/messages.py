@@ -132,6 +132,10 @@ class Recover(msgspec.Struct, frozen=True):
     """Find what the last process left. The first message, told once the store actor knows whom to answer."""
 
 
+class AdmitSuspects(msgspec.Struct, frozen=True):
+    """Look whether the next runs with strikes can be let in."""
+
+
 class StoreCrashed(msgspec.Struct, frozen=True):
     """The store actor has crashed: what it had not answered has failed, with an unknown outcome."""
 

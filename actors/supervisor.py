@@ -20,6 +20,7 @@ from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error,
 from executus.actors.interruption import Interruption
 from executus.actors.messages import (
     PROCEED,
+    AdmitSuspects,
     AttemptExited,
     CommitFailed,
     Committed,
@@ -136,7 +137,10 @@ class RunSupervisor(Actor):
                 self.desk.all_failed(error)
             case StoreRestarted():
                 self._store_restarted()
+            case AdmitSuspects():
+                self.admission.suspects.admit()
             case DrainRuns():
+                self.admission.suspects.suspend()
                 self.interruption.drain(message)
             case DrainDeadline():
                 self.interruption.answer_drain()

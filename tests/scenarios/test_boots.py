@@ -82,6 +82,35 @@ def test_a_run_that_takes_the_process_down_each_time_is_quarantined_after_three_
     assert in_store(store_path, "r").claim.strikes == 0
 
 
+def test_a_run_that_takes_the_process_down_does_not_take_the_others_into_quarantine(store_path: Path) -> None:
+    others = [f"other-{number}" for number in range(12)]
+    with Daemon(store_path) as daemon:
+        for run_id in others:  # none of them saves anything within the first half second after a boot
+            daemon.do("start", "Failable", run_id, {"steps": ["ok", "sleep:0.5", "wait"]}, {})
+        for run_id in others:
+            daemon.do("durable", run_id)
+        with contextlib.suppress(AssertionError):  # it may be dead before it has answered
+            poison = {"steps": ["ok", "abort"]}
+            daemon.do("start", "Failable", "poison", poison, {"save_policy": {"durability": "sync"}})
+        daemon.ended()
+    deaths = 0
+    for _ in range(20):
+        with Daemon(store_path) as daemon:
+            daemon.opened()
+            try:
+                wait_until(lambda daemon=daemon: all(daemon.do("status", run_id)["waiting"] for run_id in others))  # type: ignore[misc]
+            except (AssertionError, OSError):
+                deaths += 1
+                daemon.ended()
+                continue
+            assert daemon.do("runs")["poison"] == "quarantined"
+            for run_id in others:
+                daemon.do("tell", run_id, "done")
+                assert daemon.do("outcome", run_id)["type"] == "Completed"
+            break
+    assert deaths == 3
+
+
 def test_durable_progress_clears_the_strikes(store_path: Path) -> None:
     with Daemon(store_path) as daemon:
         daemon.do("start", "Failable", "r", {"steps": ["ok", "hang@1", "hang@2", "ok", "ok", "hang@3", "wait"]}, {})
