@@ -79,7 +79,8 @@ class AsyncRunActor(RunActor):
                 returned = function(*arguments)  # Run's own are short and block nobody: no thread is taken for them
             else:
                 context = contextvars.copy_context()
-                returned = await self.env.workers.submit(functools.partial(self._on_worker, context, function, arguments))
+                job = functools.partial(self._on_worker, context, function, arguments)
+                returned = await self.env.workers.submit(job)
             self.complete(call, returned)
             calls += 1
             if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:

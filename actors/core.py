@@ -62,7 +62,7 @@ DRAIN_S: Final = 10.0
 GATHER_S: Final = 0.0005
 EXIT_DRAIN_S: Final = 1.0
 EXIT_RELEASE_S: Final = 0.1
-"""What a forgotten runtime gets at interpreter exit, for its runs and then for each of its threads: exit must not block."""
+"""What a forgotten runtime gets at exit, for its runs and then for each of its threads: exit must not block."""
 STORE_BACKOFF: Final = Backoff(initial_s=0.05, factor=2.0, max_s=5.0, jitter=0.0)
 
 Store = CheckpointStore | str | os.PathLike[str] | None
@@ -160,7 +160,7 @@ class Core:
             leaked_threads=self._pool.leaked,
         )
         try:
-            # Its thread starts now: the drain at interpreter exit needs timers, and there no thread can be started any more.
+            # Its thread starts now: the drain at exit needs timers, and there no thread can be started any more.
             self._timers.call_at(0.0, lambda: None)
             self.start_tree().result()
         except BaseException:

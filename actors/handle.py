@@ -101,7 +101,8 @@ class _Handle(Generic[R]):
                 promise.try_fail(error or ExecutusError(f"run {inc.run_id!r} has no state to store"))
                 return
             inc.durable_waiters.append((slot.published.seq, promise))
-            self._core.port.tell(SaveNow(inc.slot or slot))  # looked up again: a restart sees the waiter, or we see its slot
+            # Looked up again: a restart sees the waiter, or we see its slot.
+            self._core.port.tell(SaveNow(inc.slot or slot))
             if inc.ending.done():  # it ended between; nobody else would answer
                 inc.fail_waiters(ended_error(inc.run_id, inc.ending.result(0)))
 

@@ -584,7 +584,8 @@ class RunActor(Actor):
         info = None if error is None else ErrorInfo.of(error)
         unreadable = str(error) if isinstance(error, RecordCorrupt) and not self.has_state else None
         incompatible = None
-        interrupted = bool(inc.causes) and not isinstance(error, Exception)  # the end of the grace cancels an upgrade, too
+        # The end of the grace cancels an upgrade, too.
+        interrupted = bool(inc.causes) and not isinstance(error, Exception)
         if phase is Phase.RESTORING and error is not None and not isinstance(error, StoreError) and not interrupted:
             incompatible = f"the stored state cannot be read by this code: {info}"
         return ExitEvidence(

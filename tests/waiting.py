@@ -19,3 +19,8 @@ def wait_until(predicate: Callable[[], object], timeout_s: float = 5.0, what: st
             raise AssertionError(f"still not true after {timeout_s:g} s: {fact}")
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.02)
+
+
+def elapse(seconds: float) -> None:
+    """Let time pass where the moment itself is the test, as that of a kill; never to wait for something."""
+    time.sleep(seconds)

@@ -362,7 +362,7 @@ def test_the_event_loop_goes_on_while_a_coroutine_awaits_an_actor(pool: WorkerPo
         gate = Gate()
 
         async def open_later() -> None:
-            while not gate.inside.is_set():  # noqa: ASYNC110  # an Event of threads
+            while not gate.inside.is_set():  # an Event of threads
                 await asyncio.sleep(0)
             gate.opened.set()
 
@@ -1130,7 +1130,7 @@ def test_actors_run_the_same_way_under_the_same_seed_without_any_thread(seed: in
         for _ in range(40):
             ref = rng.choice(nodes)
             try:
-                rng.choice([lambda: ref.tell(3), lambda: ref.tell_control(0), ref.halt])()  # noqa: B023
+                rng.choice([lambda: ref.tell(3), lambda: ref.tell_control(0), ref.halt])()
             except pykka.ActorDeadError:
                 log.append("dead")
             for _ in range(rng.randrange(3)):

@@ -294,7 +294,7 @@ def test_turns_run_on_the_loop_s_thread_from_wherever_they_are_scheduled(pool: W
         dispatcher.schedule(own)
         assert own.ran_on == []
         await asyncio.to_thread(dispatcher.schedule, foreign)
-        while not (own.ran_on and foreign.ran_on):  # noqa: ASYNC110  # turns know no asyncio
+        while not (own.ran_on and foreign.ran_on):  # turns know no asyncio
             await asyncio.sleep(0)
         assert own.ran_on + foreign.ran_on == [here, here]
         assert await dispatcher.submit(lambda: threading.current_thread().name) != here

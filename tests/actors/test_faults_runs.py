@@ -3,6 +3,7 @@ the matrix of exceptions in test_containment.py, states that cannot be stored in
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -32,7 +33,18 @@ from tests.scenarios.harness import ROOT, environment
 from tests.waiting import wait_until
 
 
-@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError", "MemoryError", "RecursionError", "ExceptionGroup"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "SystemExit",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "CancelledError",
+        "MemoryError",
+        "RecursionError",
+        "ExceptionGroup",
+    ],
+)
 def test_such_an_error_in_any_callback_is_that_runs_only(error: str) -> None:
     with rigged(restart_policy=NEVER) as rig:
         bystander = rig.waiting(run_id="bystander")
@@ -44,7 +56,10 @@ def test_such_an_error_in_any_callback_is_that_runs_only(error: str) -> None:
 
 
 def test_str_or_repr_that_raises_gets_a_safe_text() -> None:
-    with rigged(restart_policy=NEVER) as rig, pytest.raises(RunFailed, match="Unprintable whose __str__ raised ValueError"):
+    with (
+        rigged(restart_policy=NEVER) as rig,
+        pytest.raises(RunFailed, match="Unprintable whose __str__ raised ValueError"),
+    ):
         rig.runtime.start(FailableRun, Told(("raise:Unprintable",))).result(10)
 
 
@@ -107,7 +122,12 @@ def test_the_zombie_wakes_and_nothing_of_it_has_effect() -> None:
     from executus.actors import Factory
 
     store, world, caught = MemoryStore(), World(), list[type[BaseException]]()
-    with rigged(store, Factory(Zombie, world, caught), stop_policy=StopPolicy(idle_timeout_s=0.1), save_policy=SavePolicy(every_s=0)) as rig:
+    with rigged(
+        store,
+        Factory(Zombie, world, caught),
+        stop_policy=StopPolicy(idle_timeout_s=0.1),
+        save_policy=SavePolicy(every_s=0),
+    ) as rig:
         handle = rig.runtime.start(Zombie, 7, run_id="z")
         wait_until(lambda: handle.status().waiting and handle.status().attempt == 2)
         world.release.set()
@@ -203,7 +223,13 @@ def test_a_kill_during_such_a_moment_is_idempotent_at_the_next_boot(moment: str,
     """The process dies inside the commit: before it, or after it and before anybody heard. The next boot goes on either way."""
     for when in ("before", "after"):
         path = store_path.with_name(f"{moment} {when}")
-        child = subprocess.Popen([sys.executable, "-P", "-c", DIES, str(path), moment, when], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", DIES, str(path), moment, when],
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert child.stderr is not None
         with child.stderr:
             text = child.stderr.read()
@@ -220,7 +246,7 @@ def test_a_kill_during_such_a_moment_is_idempotent_at_the_next_boot(moment: str,
                 handle = rig.runtime.resume("r")
             else:
                 handle = rig.runtime.start(FailableRun, Told(("ok", "ok")), run_id="r", if_exists="return")
-            if moment in {"resume"}:
+            if moment == "resume":
                 wait_until(lambda handle=handle: handle.status().waiting)
                 handle.tell(Do("done"))
                 assert handle.result(10) == 1
@@ -271,10 +297,8 @@ def test_cancel_racing_with_completion_has_one_winner_durably() -> None:
             handle = rig.waiting(run_id=f"r{number}")
             cancel = threading.Thread(target=handle.cancel, kwargs={"timeout_s": 10})
             cancel.start()
-            try:
+            with contextlib.suppress(ExecutusError):
                 handle.tell(Do("done"))
-            except ExecutusError:
-                pass
             cancel.join()
             outcomes[handle.run_id] = handle.outcome(10)
     assert {type(outcome).__name__ for outcome in outcomes.values()} <= {"Completed", "Cancelled"}

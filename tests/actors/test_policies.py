@@ -93,7 +93,7 @@ def test_a_normal_end_of_a_permanent_run_over_its_budget_is_failed_as_budget_spe
 def test_budget_spent_is_named_after_a_real_error() -> None:
     from executus.actors import errors
 
-    assert BUDGET_SPENT == f"{errors.__name__}.{errors.RestartBudgetSpent.__qualname__}"
+    assert f"{errors.__name__}.{errors.RestartBudgetSpent.__qualname__}" == BUDGET_SPENT
 
 
 class Fatal(Exception): ...

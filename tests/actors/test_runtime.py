@@ -24,10 +24,10 @@ from executus.actors import (
     RunExists,
     RunInterrupted,
     RunNotFound,
+    RunStatus,
     Runtime,
     RuntimeDraining,
     RuntimeNotOpen,
-    RunStatus,
     SavePolicy,
     StopPolicy,
 )
@@ -301,9 +301,8 @@ def test_a_runtime_that_is_not_open_says_so() -> None:
     runtime = Runtime(None, runs=[FailableRun], logger=False)
     with pytest.raises(RuntimeNotOpen, match="new"):
         runtime.start(FailableRun, Told())
-    with runtime:
-        with pytest.raises(RuntimeNotOpen):
-            runtime.open()
+    with runtime, pytest.raises(RuntimeNotOpen):
+        runtime.open()
     for verb in (lambda: runtime.start(FailableRun, Told()), lambda: runtime.get("r"), runtime.runs, runtime.health, lambda: runtime.resume("r"), lambda: runtime.drain(1)):
         with pytest.raises(RuntimeNotOpen, match="closed"):
             verb()  # type: ignore[operator]

@@ -15,7 +15,7 @@ import msgspec
 from executus.actors import ChildEnded, Done, Factory, RestartPolicy, Run, Runtime, SavePolicy, StopPolicy, Wait
 from executus.actors.events import Event
 from executus.stores import LmdbStore
-from tests.doubles import SOON, At, AsyncFailableRun, Do, FailableRun, Told, World
+from tests.doubles import SOON, AsyncFailableRun, At, Do, FailableRun, Told, World
 
 
 class KeysOf(Run[str, int, int]):
@@ -115,8 +115,6 @@ def registered(version: str, world: World) -> list[Any]:
             raise ValueError(version)
 
 
-
-
 def say(*parts: Any) -> None:
     """One write each, so that lines never mix and a SIGKILL cuts none."""
     os.write(1, msgspec.json.encode(parts, enc_hook=str) + b"\n")
@@ -146,7 +144,11 @@ class Clerk:
     def do_start(self, kind: str, run_id: str, what: Any, options: dict[str, Any]) -> None:
         run_class: Any = {definition.name: definition.run_class for definition in self.runtime._core.registry}[kind]
         told = msgspec.convert(what, Told) if kind in {"Failable", "AsyncFailable"} else what
-        for name, policy in (("stop_policy", StopPolicy), ("save_policy", SavePolicy), ("restart_policy", RestartPolicy)):
+        for name, policy in (
+            ("stop_policy", StopPolicy),
+            ("save_policy", SavePolicy),
+            ("restart_policy", RestartPolicy),
+        ):
             if name in options:
                 options[name] = msgspec.convert(options[name], policy)
         self.handles[run_id] = self.runtime.start(run_class, told, run_id=run_id, **options)
@@ -195,7 +197,10 @@ class Clerk:
 def main(store: str, version: str = "plain") -> None:
     world = World()
     runtime = Runtime(
-        LmdbStore(store, profile="process"), runs=registered(version, world), restart_policy=RestartPolicy(backoff=SOON), logger=False
+        LmdbStore(store, profile="process"),
+        runs=registered(version, world),
+        restart_policy=RestartPolicy(backoff=SOON),
+        logger=False,
     )
     runtime.events.subscribe(report)
     runtime.open()
@@ -210,7 +215,6 @@ def main(store: str, version: str = "plain") -> None:
         else:
             say("answer", number, None, answer)
     os._exit(0)
-
 
 
 if __name__ == "__main__":

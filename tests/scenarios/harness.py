@@ -70,7 +70,9 @@ class Daemon:
             while not (found := fact()):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._ended:
-                    raise AssertionError(f"{'the daemon ended' if self._ended else 'not in time'}: {what}; heard {self.lines[-20:]}")
+                    raise AssertionError(
+                        f"{'the daemon ended' if self._ended else 'not in time'}: {what}; heard {self.lines[-20:]}"
+                    )
                 self._changed.wait(left_s)
             return found
 
@@ -92,7 +94,9 @@ class Daemon:
 
     def events(self, name: str, run_id: str | None = None) -> list[dict[str, Any]]:
         return [
-            line[2] for line in list(self.lines) if line[0] == "event" and line[1] == name and run_id in {None, line[2].get("run_id")}
+            line[2]
+            for line in list(self.lines)
+            if line[0] == "event" and line[1] == name and run_id in {None, line[2].get("run_id")}
         ]
 
     def event(self, name: str, run_id: str | None = None) -> dict[str, Any]:
@@ -127,7 +131,9 @@ class Daemon:
             self.kill()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()
 
 
@@ -151,5 +157,3 @@ def damage(store: Path, table: str, run_id: str, newest: int = 2) -> int:
         for key, value in rows[-newest:]:
             txn.put(key, value[:-1] + bytes([value[-1] ^ 1]), db=database)
     return len(rows[-newest:])
-
-

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from executus.actors import ChildEnded, Done, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
-from executus.actors.events import Event, RunResumed, RunRestored, RunSettled, RunStarted, SnapshotSaved
+from executus.actors.events import Event, RunRestored, RunResumed, RunSettled, RunStarted, SnapshotSaved
 from executus.stores import LmdbStore
 from tests.doubles import SOON
 
@@ -130,8 +130,12 @@ def main(path: str, generation: str) -> None:
         say("quarantined", view.run_id)
         runtime.resume(view.run_id)
     for run_class in (Squares, AsyncSquares, WaitingSquares):
-        runtime.start_many(run_class, {f"{generation}-{run_class.__name__}-{n}": 0 for n in range(EACH)}, if_exists="return")
-    runtime.start_many(SumOfChildren, {f"{generation}-parent-{n}": CHILDREN for n in range(PARENTS)}, if_exists="return")
+        runtime.start_many(
+            run_class, {f"{generation}-{run_class.__name__}-{n}": 0 for n in range(EACH)}, if_exists="return"
+        )
+    runtime.start_many(
+        SumOfChildren, {f"{generation}-parent-{n}": CHILDREN for n in range(PARENTS)}, if_exists="return"
+    )
     runtime.join()
     for view in runtime.runs():
         say(f"ended {view.status.value}", view.run_id, runtime.get(view.run_id).result(0))

@@ -50,7 +50,9 @@ def test_a_run_whose_process_died_goes_on_from_its_last_snapshot_in_the_next_att
 
 
 @pytest.mark.parametrize("death", ["abort", "segfault", "exit:0"])
-def test_a_run_that_takes_the_process_down_each_time_is_quarantined_after_three_strikes(store_path: Path, death: str) -> None:
+def test_a_run_that_takes_the_process_down_each_time_is_quarantined_after_three_strikes(
+    store_path: Path, death: str
+) -> None:
     with Daemon(store_path) as daemon:
         waiting(daemon, "other")
         with contextlib.suppress(AssertionError):  # it may be dead before it has answered
@@ -165,7 +167,9 @@ def test_a_damaged_newest_snapshot_falls_back_to_the_one_before_and_says_so(stor
         assert daemon.do("result", "r") in {1, 2}
 
 
-def test_a_run_of_which_no_generation_can_be_read_is_quarantined_whole_and_begins_anew_only_on_request(store_path: Path) -> None:
+def test_a_run_of_which_no_generation_can_be_read_is_quarantined_whole_and_begins_anew_only_on_request(
+    store_path: Path,
+) -> None:
     with Daemon(store_path) as daemon:
         waiting(daemon, "r")
         waiting(daemon, "other")
@@ -240,7 +244,9 @@ def test_a_tombstone_is_on_disk_before_the_signal_so_no_boot_resurrects_a_killed
         daemon.do("start", "Failable", "r", {"steps": ["ok", "hang"]}, {"stop_policy": {"grace_s": 60}})
         wait_until(lambda: daemon.do("hanging") == 1)
         daemon.do("kill", "r")
-        wait_until(lambda: daemon.do("runs")["r"] == "running")  # it hangs within its grace: the runtime still waits for it
+        wait_until(
+            lambda: daemon.do("runs")["r"] == "running"
+        )  # it hangs within its grace: the runtime still waits for it
         deadline_s = time.monotonic() + 20
         while not _killed_on_disk(store_path):
             assert time.monotonic() < deadline_s
@@ -292,7 +298,13 @@ def test_a_drain_suspends_and_the_next_boot_resumes_without_a_strike(store_path:
     with Daemon(store_path) as daemon:
         daemon.do("start", "Failable", "r", {"steps": ["ok", "hang@1", "wait"]}, {"stop_policy": {"grace_s": 0.1}})
         waiting(daemon, "waiter")
-        daemon.do("start", "Failable", "backs off", {"steps": ["raise:ValueError@1", "wait"]}, {"restart_policy": {"backoff": {"initial_s": 20}}})
+        daemon.do(
+            "start",
+            "Failable",
+            "backs off",
+            {"steps": ["raise:ValueError@1", "wait"]},
+            {"restart_policy": {"backoff": {"initial_s": 20}}},
+        )
         daemon.event("RunRestarting", "backs off")
         wait_until(lambda: daemon.do("hanging") == 1)
         daemon.do("close")
@@ -307,12 +319,22 @@ def test_a_drain_suspends_and_the_next_boot_resumes_without_a_strike(store_path:
 
 def test_a_failed_run_keeps_its_snapshot_and_is_resumed_by_hand_after_a_boot(store_path: Path) -> None:
     with Daemon(store_path) as daemon:
-        daemon.do("start", "Failable", "r", {"steps": ["ok", "raise:ValueError@1", "wait"]}, {"restart_policy": {"kind": "temporary"}})
+        daemon.do(
+            "start",
+            "Failable",
+            "r",
+            {"steps": ["ok", "raise:ValueError@1", "wait"]},
+            {"restart_policy": {"kind": "temporary"}},
+        )
         assert daemon.do("outcome", "r")["type"] == "Failed"
     with Daemon(store_path) as daemon:
         assert not daemon.events("RunResumed", "r")
         outcome = daemon.do("outcome", "r")
-        assert (outcome["error"]["type"], outcome["error"]["message"], outcome["phase"]) == ("ValueError", "told to", "step")
+        assert (outcome["error"]["type"], outcome["error"]["message"], outcome["phase"]) == (
+            "ValueError",
+            "told to",
+            "step",
+        )
         daemon.do("resume", "r", False)
         wait_until(lambda: daemon.do("status", "r")["waiting"])
         daemon.do("tell", "r", "done")
@@ -388,7 +410,9 @@ def keys_of(daemon: Daemon, what: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("durability", ["sync", "exit"])
-def test_the_idempotency_key_is_the_same_again_exactly_when_the_action_is_repeated_after_a_sigkill(store_path: Path, durability: str) -> None:
+def test_the_idempotency_key_is_the_same_again_exactly_when_the_action_is_repeated_after_a_sigkill(
+    store_path: Path, durability: str
+) -> None:
     with Daemon(store_path) as daemon:
         daemon.do("start", "KeysOf", "r", "3", {"save_policy": {"durability": durability}})
         wait_until(lambda: daemon.do("status", "r")["waiting"])
@@ -396,7 +420,7 @@ def test_the_idempotency_key_is_the_same_again_exactly_when_the_action_is_repeat
         wait_until(lambda: again.do("status", "r")["waiting"])
         again.do("tell", "r", "done")
         again.do("result", "r")
-    before, after = ([tuple(line[1:3]) + (line[4],) for line in d.said("key")] for d in (daemon, again))
+    before, after = ([(*line[1:3], line[4]) for line in d.said("key")] for d in (daemon, again))
     assert len(before) == len(set(before)) == 4
     if durability == "sync":
         assert len(after) == 1  # the message: nothing was repeated
@@ -411,7 +435,9 @@ def test_the_idempotency_key_does_not_depend_on_how_a_number_was_written_before_
         daemon.wait_for(lambda: len(daemon.said("key")) == 2)
     with Daemon(store_path) as again:
         again.wait_for(lambda: len(again.said("key")) == 1)
-    assert again.said("key")[0][2:3] + again.said("key")[0][4:] == daemon.said("key")[1][2:3] + daemon.said("key")[1][4:]
+    assert (
+        again.said("key")[0][2:3] + again.said("key")[0][4:] == daemon.said("key")[1][2:3] + daemon.said("key")[1][4:]
+    )
 
 
 def test_each_round_of_a_permanent_run_has_keys_of_its_own_also_after_a_sigkill(store_path: Path) -> None:
@@ -430,11 +456,17 @@ def test_each_round_of_a_permanent_run_has_keys_of_its_own_also_after_a_sigkill(
             assert line[-1] == keys[1]  # if begin was repeated, it was the second round's
 
 
-def test_children_survive_a_sigkill_of_both_and_the_parent_hears_of_each_exactly_until_a_snapshot_took_it_in(store_path: Path) -> None:
+def test_children_survive_a_sigkill_of_both_and_the_parent_hears_of_each_exactly_until_a_snapshot_took_it_in(
+    store_path: Path,
+) -> None:
     children = [f"p/{n}" for n in range(3)]
     with Daemon(store_path) as daemon:
         daemon.do("start", "Brood", "p", 3, {"save_policy": {"every_s": 3600}})
-        wait_until(lambda: daemon.do("status", "p")["waiting"] and all(daemon.do("status", child)["waiting"] for child in children))
+        wait_until(
+            lambda: (
+                daemon.do("status", "p")["waiting"] and all(daemon.do("status", child)["waiting"] for child in children)
+            )
+        )
         daemon.do("durable", "p")
         daemon.do("tell", "p/0", "done")
         daemon.wait_for(lambda: daemon.said("heard") == [["p", "0", 1]])
@@ -453,7 +485,9 @@ def test_children_survive_a_sigkill_of_both_and_the_parent_hears_of_each_exactly
 
 
 @pytest.mark.parametrize("fate", ["cancel", "kill"])
-def test_children_of_a_parent_that_ended_while_the_process_died_end_as_they_were_told_to_at_the_next_boot(store_path: Path, fate: str) -> None:
+def test_children_of_a_parent_that_ended_while_the_process_died_end_as_they_were_told_to_at_the_next_boot(
+    store_path: Path, fate: str
+) -> None:
     with Daemon(store_path) as daemon:
         waiting(daemon, "p")
         waiting(daemon, "bystander")
@@ -483,7 +517,11 @@ def adopt(path: Path, parent: str, child: str, fate: Any) -> None:
     epoch = store.boot_epoch << 32
     claim = msgspec.structs.replace(stored.claim, run_id=child, incarnation=epoch, epoch=epoch, attempt=1)
     record = msgspec.structs.replace(
-        stored.record, run_id=child, incarnation=epoch, parent=ParentLink(parent, stored.claim.incarnation, "k", fate), root_run_id=parent
+        stored.record,
+        run_id=child,
+        incarnation=epoch,
+        parent=ParentLink(parent, stored.claim.incarnation, "k", fate),
+        root_run_id=parent,
     )
     store.commit([Claim(claim=claim, expected=None, record=record)])
     store.close()
@@ -497,7 +535,16 @@ def end_by_hand(path: Path, run_id: str) -> None:
     store.open()
     stored = store.load(run_id)
     assert stored is not None
-    store.commit([Settle(token=stored.claim.token, status=RunStatus.COMPLETED, outcome=encode_outcome(Completed(1)), ended_at_s=0.0)])
+    store.commit(
+        [
+            Settle(
+                token=stored.claim.token,
+                status=RunStatus.COMPLETED,
+                outcome=encode_outcome(Completed(1)),
+                ended_at_s=0.0,
+            )
+        ]
+    )
     store.close()
 
 

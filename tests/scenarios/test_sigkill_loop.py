@@ -13,6 +13,7 @@ import pytest
 
 from tests.scenarios.harness import Daemon
 from tests.scenarios.loop_daemon import CHILDREN, EACH, EVERY_S, PARENTS, STEPS, Line
+from tests.waiting import elapse
 
 KILLS = int(os.environ.get("EXECUTUS_KILLS", "100"))
 SEED = int(os.environ.get("EXECUTUS_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
@@ -43,11 +44,17 @@ class Books:
             self.counts[line.kind] += 1
             match line.kind:
                 case "attempt":
-                    assert self.attempts.get(run_id, 0) < number <= boots, f"{run_id}: attempt {number} in boot {boots}, before {self.attempts.get(run_id)}"
+                    assert self.attempts.get(run_id, 0) < number <= boots, (
+                        f"{run_id}: attempt {number} in boot {boots}, before {self.attempts.get(run_id)}"
+                    )
                     self.attempts[run_id] = number
                 case "restored":
-                    assert number >= self.saved.get(run_id, 0), f"{run_id} resumed from {number}, {self.saved[run_id]} was acknowledged"
-                    assert number >= self.due.get(run_id, 0), f"{run_id} resumed from {number}, {self.due[run_id]} was due"
+                    assert number >= self.saved.get(run_id, 0), (
+                        f"{run_id} resumed from {number}, {self.saved[run_id]} was acknowledged"
+                    )
+                    assert number >= self.due.get(run_id, 0), (
+                        f"{run_id} resumed from {number}, {self.due[run_id]} was due"
+                    )
                 case "saved":
                     assert number > self.saved.get(run_id, 0), f"{run_id} saved {number} after {self.saved[run_id]}"
                     self.saved[run_id] = number
@@ -67,7 +74,9 @@ class Books:
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right(store_path: Path) -> None:
+def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right(
+    store_path: Path,
+) -> None:
     print(f"seed {SEED}: EXECUTUS_SEED={SEED} kills at the same moments")
     rng = random.Random(SEED)
     books = Books()
@@ -80,10 +89,12 @@ def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_wit
             killed_at_s: float | None = None
             if kills < KILLS:
                 life_s = LONG_LIFE_S if kills % 10 == 9 else rng.uniform(0, 0.3)
-                time.sleep(life_s)  # the moment of the kill is the test
+                elapse(life_s)
                 killed_at_s = time.monotonic()
             else:
-                daemon.wait_for(lambda daemon=daemon: any(line[0] == "all done" for line in daemon.lines), "all done", 60)  # type: ignore[misc]
+                daemon.wait_for(
+                    lambda daemon=daemon: any(line[0] == "all done" for line in daemon.lines), "all done", 60
+                )  # type: ignore[misc]
         finally:
             daemon.kill()
         kills += killed_at_s is not None
@@ -93,7 +104,10 @@ def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_wit
             if killed_at_s is None:
                 break
     expected = {
-        f"{gen}-{kind}-{n}": SQUARES for gen in range(generation) for kind in ("Squares", "AsyncSquares", "WaitingSquares") for n in range(EACH)
+        f"{gen}-{kind}-{n}": SQUARES
+        for gen in range(generation)
+        for kind in ("Squares", "AsyncSquares", "WaitingSquares")
+        for n in range(EACH)
     }
     for gen in range(generation):
         for n in range(PARENTS):
