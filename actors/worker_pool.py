@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 COMPUTING_WORKERS: Final = 2
 """Computing turns share the interpreter: the second worker is so that a long one does not stop all; more only fight."""
+PATIENCE_S: Final = 0.5
+"""If none of n computing turns has ended for n times this, their lane gets one more, so that nobody is shut out."""
 IDLE_S: Final = 1.0
+MOVED_AT_ONCE: Final = 1024
 SAMPLE: Final = 64
 """Of so many blocking turns the monitor reads the CPU clocks at each tick: 0.05 ms of 5."""
 YIELD_EVERY_S: Final = 0.0015
@@ -251,10 +254,14 @@ class WorkerPool(StandAside):
         popleft, habits = self._ready.popleft, self._habits
         every_s = YIELD_EVERY_S
         yield_at_s = monotonic() + every_s
+        moved = 0
         while self._leader is worker:
             try:
                 turn = popleft()
             except IndexError:
+                if moved:
+                    moved = self._send_for_workers()
+                    continue
                 found = self._rest(worker)
                 if found is None:
                     if self._closed:
@@ -262,8 +269,16 @@ class WorkerPool(StandAside):
                     continue
                 turn = found
                 del found
+                yield_at_s = monotonic() + every_s
             if habits.known and (lane := habits.lane_of(turn)) is not None:
-                self._enter(lane, turn)
+                lane.turns.append(turn)
+                if self._closed:
+                    self._refuse_waiting()
+                # Workers are sent for when all are in the lane: to start a thread is to wait for it. One by one, the
+                # leader started a thousand threads itself, and short turns behind them waited for 100 ms.
+                moved += 1
+                if moved >= MOVED_AT_ONCE:
+                    moved = self._send_for_workers()
                 continue
             if self._gate is not None:
                 self.breathe()
@@ -271,6 +286,8 @@ class WorkerPool(StandAside):
             worker.turn = turn
             run_contained(turn)
             worker.turn = None
+            if moved:
+                moved = self._send_for_workers()
             del turn  # or a resting leader keeps the last actor it ran alive
             now_s = monotonic()
             if now_s >= yield_at_s:
@@ -278,6 +295,12 @@ class WorkerPool(StandAside):
                 yielded_s = monotonic()
                 every_s = min(every_s * 2, YIELD_MAX_S) if yielded_s - now_s > YIELD_DEAR_S else YIELD_EVERY_S
                 yield_at_s = yielded_s + every_s
+
+    def _send_for_workers(self) -> int:
+        for lane in self._lanes:
+            if lane.turns:
+                self._send_for_worker(lane)
+        return 0
 
     def _rest(self, worker: Worker) -> Turn | None:
         """Sleep until there is something to do; or the turn that came just before."""
@@ -299,13 +322,12 @@ class WorkerPool(StandAside):
 
     def _serve(self, worker: Worker, lane: Lane) -> None:
         """Run the lane's turns until there are none, or the worker is no longer the lane's."""
-        lane.coming = False  # not under the lock: at worst one wake-up too many
+        arriving = True
         while worker.lane is lane and not self._closed:
-            turn = lane.take()
+            turn = self._take(lane, arriving=arriving)
+            arriving = False
             if turn is None:
                 break
-            if lane.turns:
-                self._send_for_worker(lane)
             known = self._habits.lane_of(turn)
             if known is not None and known is not lane:
                 self._enter(known, turn)
@@ -323,6 +345,8 @@ class WorkerPool(StandAside):
             else:
                 self._habits.doubt(turn, took_s)
             del turn
+            if lane is self._computing:
+                lane.limit = COMPUTING_WORKERS  # turns end: no more patience needed; those over it leave
             if self._relief is not None or self._leader is None:
                 self._relieve_leader(worker)
             if lane.serving > lane.limit:
@@ -332,6 +356,21 @@ class WorkerPool(StandAside):
                 self._leave(worker)
         # For what came between the look above and giving up the place.
         self._send_for_worker(lane)
+
+    def _take(self, lane: Lane, *, arriving: bool) -> Turn | None:
+        """The lane's next turn; and a worker is sent for the one after it."""
+        following = None
+        with self._lock:
+            if arriving:
+                lane.coming = False
+            turn = lane.take()
+            # In one step with arriving: otherwise the leader finds nobody coming and starts the next thread itself.
+            if lane.wants_one() and not self._closed:
+                following = self._fill(lane)
+        if following is not None:
+            self._monitor.wake()
+            self._start_if_new(following)
+        return turn
 
     def _about_to_block(self, worker: Worker) -> None:
         """The worker's own turn is going to wait: it needs neither the leader's role nor a computing worker's place."""
@@ -509,10 +548,16 @@ class WorkerPool(StandAside):
         for lane in self._lanes:
             if lane.turns:
                 self._send_for_worker(lane)  # nor for the lane
-        for worker, look in self._looks.again(watched):
+        same = self._looks.again(watched)
+        for worker, look in same:
             turn = worker.turn
             if turn is not None:
                 self._judge(worker, turn, look, len(computing))
+        if computing and self._computing.turns:
+            latest_s = monotonic() - PATIENCE_S * len(computing)
+            endless = [worker for worker, look in same if look.at_s < latest_s and worker.lane is self._computing]
+            if len(endless) >= self._computing.limit:
+                self._computing.limit += 1
         return not self._is_idle()
 
     def _judge(self, worker: Worker, turn: Turn, look: Look, contenders: int) -> None:

@@ -344,6 +344,21 @@ def test_turns_that_compute_get_two_workers_beside_the_leader_and_never_shut_the
     assert pool.close()
 
 
+def test_turns_that_compute_without_end_do_not_keep_their_kind_from_running_for_ever(monkeypatch: pytest.MonkeyPatch):
+    Clocks(monkeypatch, share=1.0)
+    monkeypatch.setattr(worker_pool, "PATIENCE_S", 0.02)
+    pool = WorkerPool()
+    gate = Gate()
+    turns = [Turn(gate, "computes") for _ in range(6)]
+    for turn in turns:
+        pool.schedule(turn)
+    wait_until(lambda: gate.inside == 6)
+    gate.opened.set()
+    wait_until(lambda: settled(pool))
+    assert pool._computing.limit == worker_pool.COMPUTING_WORKERS
+    assert pool.close()
+
+
 def test_a_kind_that_was_taken_to_block_and_computes_changes_its_lane(monkeypatch: pytest.MonkeyPatch):
     Clocks(monkeypatch, share=1.0)
     pool = WorkerPool()
@@ -440,19 +455,16 @@ def test_a_turn_that_comes_while_the_last_worker_leaves_a_lane_is_served(pool: W
     with pool._lock:
         pool._join(worker, lane)
     lane.limit = 1  # so that who brings it finds no room
-    looked: list[bool] = []
+    take, looked = pool._take, []
 
-    class LateLane(Lane):
-        __slots__ = ()
+    def late(lane: Lane, *, arriving: bool) -> Any:
+        found = take(lane, arriving=arriving)
+        if not looked:
+            looked.append(True)
+            pool._enter(lane, turn)
+        return found
 
-        def take(self) -> Any:
-            found = super().take()
-            if not looked:
-                looked.append(True)
-                pool._enter(lane, turn)
-            return found
-
-    lane.__class__ = LateLane
+    pool._take = late  # type: ignore[method-assign]
     pool._serve(worker, lane)
     wait_until(lambda: turn.ran_on)
 
