@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,20 @@ def wait_until(predicate: Callable[[], object], timeout_s: float = 5.0, what: st
         pause_s = min(pause_s * 2, 0.02)
 
 
+async def await_until(predicate: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> None:
+    """As wait_until, for coroutines: the event loop goes on meanwhile."""
+    deadline_s = time.monotonic() + timeout_s
+    while not predicate():
+        if time.monotonic() >= deadline_s:
+            raise AssertionError(f"still not true after {timeout_s:g} s: {what or repr(predicate)}")
+        await asyncio.sleep(0.001)
+
+
 def elapse(seconds: float) -> None:
     """Let time pass where the moment itself is the test, as that of a kill; never to wait for something."""
     time.sleep(seconds)
+
+
+async def ticks(seconds: float) -> None:
+    """A tick of a coroutine that measures how late the loop is; never to wait for something."""
+    await asyncio.sleep(seconds)

@@ -34,7 +34,7 @@ from executus.actors import (
 from executus.actors.events import RunRestarting, RunStarted
 from executus.stores import MemoryStore
 from tests.doubles import NEVER, SOON, AsyncFailableRun, Do, FailableRun, Rig, Told, World, rigged
-from tests.waiting import wait_until
+from tests.waiting import await_until, ticks, wait_until
 
 IF_EXISTS = ["raise", "return", "replace", "retry_failed"]
 
@@ -407,14 +407,12 @@ def test_the_async_face_has_the_same_verbs() -> None:
             assert await handle.query("at", 10) in {0, 1}
             assert await handle.durable(10) >= 0
             assert await (await runtime.start_many(FailableRun, {"a": Told(("ok",)), "b": Told()}))[0] == 1
-            while not handle.status().waiting:
-                await asyncio.sleep(0.001)
+            await await_until(lambda handle=handle: handle.status().waiting)
             await handle.stop(10)
             with pytest.raises(RunInterrupted):
                 await handle
             handle = await runtime.resume("r")
-            while not handle.status().waiting:
-                await asyncio.sleep(0.001)
+            await await_until(lambda handle=handle: handle.status().waiting)
             handle.tell(Do("done"))
             assert await handle.result(10) == 1
             assert await handle.outcome() == Completed(1)
@@ -437,8 +435,7 @@ def test_cancelling_a_waiter_never_cancels_the_run_unless_it_asked_for_that() ->
         async with async_runtime() as runtime:
             for cancel_run in (False, True):
                 handle = await runtime.start(AsyncFailableRun, Told(("wait",)))
-                while not handle.status().waiting:
-                    await asyncio.sleep(0.001)
+                await await_until(lambda handle=handle: handle.status().waiting)
                 waiter = asyncio.create_task(handle.result(cancel_run=cancel_run))
                 await asyncio.sleep(0)
                 waiter.cancel()
@@ -459,12 +456,11 @@ def test_a_cancelled_host_still_closes_its_runtime_and_suspends_the_runs() -> No
     async def main() -> None:
         async with async_runtime(store, drain_timeout_s=2) as runtime:
             handle = await runtime.start(AsyncFailableRun, Told(("wait",)), run_id="r")
-            while not handle.status().waiting:
-                await asyncio.sleep(0.001)
+            await await_until(lambda handle=handle: handle.status().waiting)
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
-            await asyncio.sleep(10)
+            await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
@@ -482,7 +478,7 @@ def test_the_loop_stays_awake_during_a_blocking_step_a_slow_start_and_a_close() 
             loop = asyncio.get_running_loop()
             while not stop.is_set():
                 due_s = loop.time() + 0.01
-                await asyncio.sleep(0.01)
+                await ticks(0.01)
                 lags.append(loop.time() - due_s)
 
         watcher = asyncio.create_task(watch())
