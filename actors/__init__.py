@@ -5,6 +5,7 @@ if __name__ != "executus.actors":
     raise ImportError(msg)
 
 from executus.actors.actor import Actor, ActorFuture, ActorRef, ExitReport
+from executus.actors.child_spec import ChildSpec
 from executus.actors.core import Health
 from executus.actors.errors import (
     ActorError,
@@ -56,6 +57,7 @@ from executus.actors.outcomes import (
 from executus.actors.policies import Backoff, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import ChildEnded, ChildRef, Done, Factory, Reply, Run, RunContext, Wait, WaitExpired
 from executus.actors.runtime import AsyncRuntime, Runtime
+from executus.actors.tree import Supervisor
 from executus.stores import ExecutusError, InvalidRunId, RunStatus
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "Cancelled",
     "ChildEnded",
     "ChildRef",
+    "ChildSpec",
     "Completed",
     "Done",
     "DrainReport",
@@ -123,6 +126,7 @@ __all__ = [
     "SaveRejected",
     "StartFailed",
     "StopPolicy",
+    "Supervisor",
     "TimedOut",
     "Wait",
     "WaitExpired",

@@ -234,10 +234,6 @@ class CallbackHung(ExecutusError):
     """A callback went on without a heartbeat for longer than idle_timeout_s, and was given up on."""
 
 
-class CallbackHung(ExecutusError):
-    """A callback went on without a heartbeat for longer than idle_timeout_s, and was given up on."""
-
-
 class RunFenced(ExecutusError):
     """This attempt was given up on and another may be running. Nothing it does has effect; return from the callback."""
 
@@ -251,3 +247,67 @@ class RestartBudgetSpent(ExecutusError):
 
 class DispatcherClosed(ActorError):
     """The dispatcher runs nothing any more: it was closed, or its event loop was. The turn was not taken."""
+
+
+# --- supervision trees (appended with actors/tree.py) -----------------------------------------------------------------
+
+
+class ChildStartFailed(ActorError):
+    """A child's constructor or `on_start` raised, or it was ended before it had started. Its error is the cause."""
+
+    def __init__(self, supervisor: str, child_id: str, cause: BaseException | None, done: str) -> None:
+        self.child_id = child_id
+        why = "it was ended before its on_start was through" if cause is None else f"{type(cause).__name__} was raised"
+        super().__init__(f"child {child_id!r} of {supervisor} could not be started: {why}. {done}")
+        self.__cause__ = cause
+
+
+class RestartIntensityReached(ActorError):
+    """Children failed more often than their supervisor may restart them: it stopped them all and ended with this."""
+
+    def __init__(
+        self,
+        supervisor: str,
+        child_id: str,
+        *,
+        how: str,
+        max_restarts: int,
+        within_s: float,
+        cause: BaseException | None,
+    ) -> None:
+        self.child_id = child_id
+        self.max_restarts = max_restarts
+        self.within_s = within_s
+        super().__init__(
+            f"child {child_id!r} of {supervisor} {how}, and the {max_restarts} restarts allowed within {within_s:g} s "
+            "are used up. All its children were stopped, and it ended. What follows is its own supervisor's to say; "
+            "if it has none, mend the cause and start it again."
+        )
+        self.__cause__ = cause
+
+
+class ChildExists(ActorError):
+    """The supervisor has a child of that id already. Nothing was started."""
+
+    def __init__(self, supervisor: str, child_id: str) -> None:
+        self.child_id = child_id
+        super().__init__(
+            f"{supervisor} has a child {child_id!r} already; nothing was started. Stop and delete it first, or "
+            "restart_child it if it is stopped."
+        )
+
+
+class ChildNotFound(ActorError, LookupError):
+    """The supervisor has no child of that id."""
+
+    def __init__(self, supervisor: str, child_id: str) -> None:
+        self.child_id = child_id
+        super().__init__(f"{supervisor} has no child {child_id!r}")
+
+
+class ChildNotStopped(ActorError):
+    """The child runs, or is to run again. Nothing was changed; stop_child it first."""
+
+    def __init__(self, supervisor: str, child_id: str, state: str) -> None:
+        self.child_id = child_id
+        super().__init__(f"child {child_id!r} of {supervisor} is {state}; nothing was changed. stop_child it first.")
