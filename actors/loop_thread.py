@@ -30,7 +30,7 @@ class LoopThread:
         """Cancel what still runs there, then end the thread; also later, where a callback blocks the loop now."""
         if self.loop.is_closed():
             return
-        cancelled = asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
+        cancelled = asyncio.run_coroutine_threadsafe(_cancel_all(timeout_s), self.loop)
         cancelled.add_done_callback(lambda _: self.loop.call_soon_threadsafe(self.loop.stop))
         self._thread.join(timeout_s)
         if self._thread.is_alive():  # blocked, or a task that does not let itself be cancelled: the thread is a daemon
@@ -38,9 +38,13 @@ class LoopThread:
                 self.loop.call_soon_threadsafe(self.loop.stop)
 
 
-async def _cancel_all() -> None:
+async def _cancel_all(timeout_s: float) -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if tasks:
+        ended, _ = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # looked at, or asyncio reports it as forgotten
     await asyncio.get_running_loop().shutdown_asyncgens()
