@@ -164,6 +164,7 @@ class Ledger:
             if claim.run_id in self.from_input:  # somebody wanted it: all is to be done again
                 self.stored[life] = 0
                 self.acknowledged.pop(life, None)
+                self.unsaved.pop(life, None)
 
     def _fence(self, run_id: str, incarnation: int, epoch: int, what: str) -> None:
         row = self.rows.get(run_id)
@@ -272,6 +273,8 @@ class Ledger:
             return True
         if row is None:
             return False
+        if ending.outcome is None and row.status in {RunStatus.KILLED, RunStatus.CANCELLED}:
+            return True  # it rested, and in the same commit it was killed at rest
         return row.incarnation > life[1] or (row.incarnation == life[1] and row.status is ending.status)
 
     # --- callbacks ----------------------------------------------------------------------------------------------------
