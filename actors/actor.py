@@ -394,11 +394,18 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
     def _run_batch(self, actor: A) -> bool:
         """Handle messages until the batch is over (False) or one says stop (True). Raises what ends the actor."""
         on_receive = actor.on_receive
+        get = self._queue.get_nowait  # `take` by hand, without its call: a tenth of what a told message costs
         seconds = self._budget.seconds
         until_s = monotonic() + seconds if seconds is not None else 0.0
         for _ in range(self._budget.messages):
-            message = self.take()
-            if message is NOTHING or self._closed:
+            if self._control:
+                message = self.take()
+            else:
+                try:
+                    message = get()
+                except queue.Empty:
+                    return False
+            if self._closed or message is NOTHING:
                 self._refuse(message)
                 return False
             kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type

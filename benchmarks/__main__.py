@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import runs
+from benchmarks import messaging, runs
 
-BENCHMARKS = {"runs": runs.main}
+BENCHMARKS = {"messaging": messaging.main, "runs": runs.main}
 
 
 def main() -> int:
