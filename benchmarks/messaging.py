@@ -1,4 +1,4 @@
-"""How fast do actors talk, next to `pykka.ThreadingActor`? What do blocking turns cost the others?
+"""How fast actors talk, next to `pykka.ThreadingActor`, and what turns that block cost the others.
 
 Every figure is asked of both in the same round, pinned to one CPU, for threads that hand a lock to and fro between CPUs
 vary several-fold; once more unpinned, for the record. Rates count messages that were handled, not only sent; "told" is
