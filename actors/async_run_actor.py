@@ -23,6 +23,8 @@ class AsyncRunActor(RunActor):
     callbacks of such a run are called on a worker, so that they do not block the loop.
     """
 
+    __slots__ = ("task",)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.task: asyncio.Task[None] | None = None

@@ -91,6 +91,40 @@ class RunActor(Actor):
     then carries it to the supervisor.
     """
 
+    __slots__ = (
+        "answer",
+        "consumed",
+        "context",
+        "definition",
+        "done",
+        "env",
+        "gate_seq",
+        "has_state",
+        "inc",
+        "leaving",
+        "letter",
+        "next",
+        "proceeding",
+        "result",
+        "returned",
+        "run",
+        "seq",
+        "slot",
+        "source",
+        "state",
+        "stopped",
+        "supervisor_tell",
+        "synchronous",
+        "turn_kind",
+        "unpublished",
+        "wait_due_s",
+        "wait_elapsed",
+        "wait_number",
+        "wait_timer",
+        "watched",
+    )
+    # Slots: over 30 attributes an instance's dict is no longer shared, and an idle run weighs a kilobyte more.
+
     crash_log_level = logging.DEBUG  # the event RunExited tells of it
 
     turn_budget = TurnBudget(messages=1)
