@@ -251,6 +251,8 @@ class RunSupervisor(Actor):
         if inc.slot is not None:
             published = inc.slot.close()
             inc.restored_seq = inc.restored_seq if published is None else published.seq
+        if len(inc.causes) > len(evidence.causes):  # recorded while the report of its end was under way
+            evidence = msgspec.structs.replace(evidence, causes=tuple(inc.causes))
         exit_ = classify(evidence)
         error = exit_.error if isinstance(exit_, Crashed) else evidence.error
         cancelled = error is not None and CANCELLED in error.mro
