@@ -89,11 +89,12 @@ def without_own(annotation: Any) -> Any:
     The runtime's (WaitExpired, ChildEnded) are delivered apart from them.
     """
     members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    users: tuple[Any, ...] = tuple(m for m in members if getattr(m, "__module__", "") != Run.__module__)
+    users = [m for m in members if getattr(m, "__module__", "") != Run.__module__]
     if not users:
         return None
+    first, *others = users
     union = typing.cast("Any", typing.Union)
-    return union[users] if len(users) > 1 else users[0]  # built at run time: `|` takes no tuple
+    return union[tuple(users)] if others else first  # built at run time: `|` takes no tuple
 
 
 def _is_union(annotation: Any) -> bool:

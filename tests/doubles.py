@@ -161,7 +161,9 @@ class _Obedient(Run[Told, At, int]):
                 raise AssertionError(f"told to {verb!r}")
 
     def _stepped(self, verb: str, before: At) -> Any:
-        return Done(before.at) if verb == "done" else self._next(verb, msgspec.structs.replace(before, at=before.at + 1))
+        return (
+            Done(before.at) if verb == "done" else self._next(verb, msgspec.structs.replace(before, at=before.at + 1))
+        )
 
     def _note(self, what: str) -> None:
         self.world.note(self.context.run_id, what)
@@ -275,7 +277,11 @@ class Recorder:
         ]
 
     def wait_for(self, kind: type[E], run_id: str | None = None, count: int = 1, timeout_s: float = 10.0) -> E:
-        wait_until(lambda: len(self.of(kind, run_id)) >= count, timeout_s, f"{count} {kind.__name__} of {run_id}; so far {self.events}")
+        wait_until(
+            lambda: len(self.of(kind, run_id)) >= count,
+            timeout_s,
+            f"{count} {kind.__name__} of {run_id}; so far {self.events}",
+        )
         return self.of(kind, run_id)[count - 1]
 
 
@@ -287,7 +293,9 @@ class Rig:
         self.seen = seen
         self.world = world
 
-    def waiting(self, double: Any = FailableRun, told: Told = Told(("wait",)), run_id: str = "r", **options: Any) -> RunHandle[Any]:  # noqa: B008 - frozen
+    def waiting(
+        self, double: Any = FailableRun, told: Told = Told(("wait",)), run_id: str = "r", **options: Any
+    ) -> RunHandle[Any]:  # noqa: B008 - frozen
         """Start a run that is told to wait, and return when it does."""
         handle: RunHandle[Any] = self.runtime.start(double, told, run_id=run_id, **options)
         wait_until(lambda: handle.status().waiting, 10, f"{run_id} waits")

@@ -72,7 +72,9 @@ class Parent(Run[Family, Heard, tuple[tuple[str, str], ...]]):
                     raise AssertionError(message.action)
         if state.family.crash == "receive" and self.context.attempt == 1:
             raise ERRORS["ValueError"]()
-        return Wait(msgspec.structs.replace(state, outcomes=(*state.outcomes, (message.key, type(message.outcome).__name__))))
+        return Wait(
+            msgspec.structs.replace(state, outcomes=(*state.outcomes, (message.key, type(message.outcome).__name__)))
+        )
 
     def query(self, state: Heard, question: str) -> Any:
         return state.outcomes
@@ -171,10 +173,14 @@ def test_a_childs_end_comes_again_after_a_boot_exactly_until_a_snapshot_has_take
 
 @pytest.mark.parametrize(("fate", "expected"), [("cancel", Cancelled), ("kill", Killed)])
 @pytest.mark.parametrize("end", ["done", "cancel", "kill", "fail"])
-def test_children_end_as_they_were_told_to_when_their_parent_has_ended_for_good(fate: str, expected: Any, end: str) -> None:
+def test_children_end_as_they_were_told_to_when_their_parent_has_ended_for_good(
+    fate: str, expected: Any, end: str
+) -> None:
     with rigged(None, Parent) as rig:
         never = RestartPolicy(kind="temporary")
-        parent = rig.runtime.start(Parent, Family({"a": Told(("wait",)), "b": Told(("wait",))}, fate=fate), run_id="p", restart_policy=never)
+        parent = rig.runtime.start(
+            Parent, Family({"a": Told(("wait",)), "b": Told(("wait",))}, fate=fate), run_id="p", restart_policy=never
+        )
         wait_until(lambda: parent.status().waiting and all(rig.runtime.get(f"p/{k}").status().waiting for k in "ab"))
         children = [rig.runtime.get(FailableRun, f"p/{k}") for k in "ab"]
         match end:
@@ -222,7 +228,11 @@ def test_a_replaced_parents_children_are_not_those_of_its_successor() -> None:
         again = rig.runtime.start(Parent, family, run_id="p", if_exists="replace")
         assert isinstance(old.outcome(10), Cancelled | Killed)
         wait_until(lambda: again.status().waiting)
-        wait_until(lambda: rig.runtime.get("p/k").status().status is RunStatus.RUNNING and rig.runtime.get("p/k").status().waiting)
+        wait_until(
+            lambda: (
+                rig.runtime.get("p/k").status().status is RunStatus.RUNNING and rig.runtime.get("p/k").status().waiting
+            )
+        )
         assert again.query("", 10) == ()
         rig.runtime.get("p/k").tell(Do("done"))
         wait_until(lambda: again.query("", 10) == (("k", "Completed"),))
@@ -260,7 +270,12 @@ def test_a_spawn_of_what_cannot_be_started_raises_in_the_callback() -> None:
 
     class Clumsy(Run[int, int, int]):
         def begin(self, n: int) -> Done[int]:
-            attempts: list[Any] = [(Parent, Family({}), "k"), (FailableRun, 7, "k"), (FailableRun, Told(), "k\n"), (FailableRun, Told(), "k" * 300)]
+            attempts: list[Any] = [
+                (Parent, Family({}), "k"),
+                (FailableRun, 7, "k"),
+                (FailableRun, Told(), "k\n"),
+                (FailableRun, Told(), "k" * 300),
+            ]
             for run_class, value, key in attempts:
                 try:
                     self.context.spawn(run_class, value, key=key)
@@ -304,5 +319,3 @@ class AsyncParent(Run[int, int, int]):
 def test_async_parents_and_children_do_the_same() -> None:
     with rigged(None, AsyncParent) as rig:
         assert rig.runtime.start(AsyncParent, 3).result(10) == 3
-
-

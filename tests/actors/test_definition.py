@@ -78,9 +78,13 @@ class Socket:
     """Not a value."""
 
 
-def run_of(state: Any, *, input_: Any = int, result: Any = int, name: str = "Made", **more: Any) -> type[Run[Any, Any, Any]]:
+def run_of(
+    state: Any, *, input_: Any = int, result: Any = int, name: str = "Made", **more: Any
+) -> type[Run[Any, Any, Any]]:
     body = {"begin": lambda self, value: value, "step": lambda self, state: state, **more}
-    made: type[Run[Any, Any, Any]] = types.new_class(name, (Run[input_, state, result],), exec_body=lambda members: members.update(body))
+    made: type[Run[Any, Any, Any]] = types.new_class(
+        name, (Run[input_, state, result],), exec_body=lambda members: members.update(body)
+    )
     return made
 
 
@@ -144,7 +148,24 @@ def test_what_cannot_be_registered_is_refused_with_advice(make: Any, advice: str
         RunDefinition(make())
 
 
-IMMUTABLE = [int, str, bytes, float, bool, A, TaggedA | TaggedB, FrozenData, Colour, Tree, tuple[int, str], tuple[A, ...], frozenset[str], dt.datetime, uuid.UUID, decimal.Decimal]
+IMMUTABLE = [
+    int,
+    str,
+    bytes,
+    float,
+    bool,
+    A,
+    TaggedA | TaggedB,
+    FrozenData,
+    Colour,
+    Tree,
+    tuple[int, str],
+    tuple[A, ...],
+    frozenset[str],
+    dt.datetime,
+    uuid.UUID,
+    decimal.Decimal,
+]
 MUTABLE = [Mutable, Data, list[int], dict[str, int], set[int], Forest, tuple[list[int], ...], bytearray]
 
 
@@ -176,7 +197,7 @@ def test_a_state_that_can_change_anywhere_is_encoded_at_once(state: Any) -> None
 def test_only_the_declared_type_is_taken_as_a_state(state: Any, good: Any, bad: Any) -> None:
     definition = RunDefinition(run_of(state))
     definition.check_state(good, "step")
-    with pytest.raises(WrongReturn, match="Made.step returned"):
+    with pytest.raises(WrongReturn, match=r"Made\.step returned"):
         definition.check_state(bad, "step")
 
 
@@ -200,7 +221,9 @@ def test_equal_states_give_equal_bytes_and_come_back_equal() -> None:
     assert definition.decode_state(definition.encode_state(one)) == one
 
 
-@pytest.mark.parametrize("state", [{"a": 1 << 65}, {"a": object()}, {"\ud800": 1}], ids=["65 bits", "object", "surrogate"])
+@pytest.mark.parametrize(
+    "state", [{"a": 1 << 65}, {"a": object()}, {"\ud800": 1}], ids=["65 bits", "object", "surrogate"]
+)
 def test_a_state_that_cannot_be_encoded_is_save_rejected(state: Any) -> None:
     with pytest.raises(SaveRejected, match="'Made'"):
         RunDefinition(run_of(dict[str, int])).encode_state(state)
@@ -230,7 +253,7 @@ def test_the_runtimes_own_messages_are_no_part_of_the_users_union() -> None:
     definition.check_message(Ask("x"))
     definition.check_message(Answer("x"))
     for wrong in (WaitExpired(), "x", None, A()):
-        with pytest.raises(InvalidMessage, match="takes Answer | Ask"):
+        with pytest.raises(InvalidMessage, match=r"takes Answer \| Ask"):
             definition.check_message(wrong)
     assert definition.async_callbacks == {"begin", "receive"}
 

@@ -303,7 +303,9 @@ def test_run_timeout_ends_a_run_that_is_backing_off() -> None:
 
 @BOTH
 @pytest.mark.parametrize("verb", ["stop", "cancel", "kill"])
-def test_a_callback_that_does_not_return_within_the_grace_is_given_up_on_and_can_write_nothing_afterwards(double: Any, verb: str) -> None:
+def test_a_callback_that_does_not_return_within_the_grace_is_given_up_on_and_can_write_nothing_afterwards(
+    double: Any, verb: str
+) -> None:
     store, world = MemoryStore(), World()
     hang = "hang" if double is FailableRun else "shrug"
     with rigged(store, world=world, stop_policy=SHORT) as rig:
@@ -379,7 +381,9 @@ def test_a_drain_suspends_running_waiting_and_backing_off_runs_and_the_next_boot
     with rigged(store, stop_policy=SHORT) as rig:
         waits = rig.waiting(double, run_id="waits")
         hangs = rig.runtime.start(double, Told(("ok", "hang@1", "wait")), run_id="hangs")
-        backs = rig.runtime.start(double, Told(("ok", "raise:ValueError@1", "wait")), run_id="backs", restart_policy=slow)
+        backs = rig.runtime.start(
+            double, Told(("ok", "raise:ValueError@1", "wait")), run_id="backs", restart_policy=slow
+        )
         rig.seen.wait_for(RunRestarting, "backs")
         wait_until(lambda: rig.world.hanging == 1)
         report = rig.runtime.drain(1.0)
@@ -411,7 +415,12 @@ def test_drain_returns_within_its_time_and_half_a_second_whatever_runs_do(action
             rig.runtime.start(AsyncFailableRun, Told(("shrug",)), run_id="a")
             # Two of four, for runs that compute without end keep others of their kind from a thread.
             started = 3 if action == "spin" else 5
-            wait_until(lambda rig=rig, started=started: len([call for call in rig.world.calls if call[1] == "step 0"]) >= started, 10)
+            wait_until(
+                lambda rig=rig, started=started: (
+                    len([call for call in rig.world.calls if call[1] == "step 0"]) >= started
+                ),
+                10,
+            )
             began_s = time.monotonic()
             report = rig.runtime.drain(0.2)
             took_s.append(time.monotonic() - began_s)
@@ -458,7 +467,10 @@ def test_the_last_state_is_in_the_store_once_a_run_rests_whatever_the_durability
 
 def test_each_attempt_makes_one_exit_report_and_each_run_settles_once() -> None:
     with rigged() as rig:
-        handles = [rig.runtime.start(FailableRun, Told(("ok", "raise:ValueError@1", "raise:SystemExit@2")), run_id=f"r{n}") for n in range(50)]
+        handles = [
+            rig.runtime.start(FailableRun, Told(("ok", "raise:ValueError@1", "raise:SystemExit@2")), run_id=f"r{n}")
+            for n in range(50)
+        ]
         assert [handle.result(10) for handle in handles] == [3] * 50
         assert len(rig.seen.of(RunExited)) == 100
         wait_until(lambda: len(rig.seen.of(RunSettled)) == 50)
@@ -474,5 +486,3 @@ def test_a_thousand_sync_runs_that_each_block_a_tenth_of_a_second_all_finish_and
         assert rig.world.count("r0000", "step 0") == 1
         assert len([what for _, what in rig.world.calls if what == "step 0"]) == 1000
         wait_until(lambda: rig.runtime.health().worker_threads <= 16, 15)
-
-

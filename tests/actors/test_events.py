@@ -55,7 +55,16 @@ def test_every_transition_of_a_life_has_its_event_in_order() -> None:
         handle = rig.waiting(told=Told(("ok", "raise:ValueError@1", "wait")))
         handle.durable(10)
     kinds = [type(event) for event in rig.seen.events if not isinstance(event, SnapshotSaved)]
-    assert kinds == [RuntimeOpened, RunStarted, RunExited, RunRestarting, RunRestored, RuntimeDraining, RunSettled, RuntimeClosed]
+    assert kinds == [
+        RuntimeOpened,
+        RunStarted,
+        RunExited,
+        RunRestarting,
+        RunRestored,
+        RuntimeDraining,
+        RunSettled,
+        RuntimeClosed,
+    ]
     with rigged(store) as rig:
         handle = rig.runtime.get("r")
         wait_until(lambda: handle.status().waiting)
@@ -134,7 +143,9 @@ def settled(status: RunStatus) -> RunSettled:
 
 def test_levels_follow_how_bad_it_is() -> None:
     assert severity(settled(RunStatus.COMPLETED)) == "info"
-    assert {severity(settled(status)) for status in (RunStatus.FAILED, RunStatus.QUARANTINED, RunStatus.PARKED)} == {"warning"}
+    assert {severity(settled(status)) for status in (RunStatus.FAILED, RunStatus.QUARANTINED, RunStatus.PARKED)} == {
+        "warning"
+    }
     fine = RunRestored(run_id="r", run_type="T", attempt=1, epoch=1, resumed_from_seq=1)
     assert severity(fine) == "info"
     assert severity(msgspec.structs.replace(fine, fell_back="bits")) == "warning"

@@ -85,7 +85,9 @@ def test_wall_clock_jumps_leave_throttles_timeouts_and_waits_as_they_are(jump_s:
     seen = Recorder()
     runtime.events.subscribe(seen)
     with runtime:
-        times_out = runtime.start(FailableRun, Told(("wait",)), run_id="times out", stop_policy=StopPolicy(run_timeout_s=0.6))
+        times_out = runtime.start(
+            FailableRun, Told(("wait",)), run_id="times out", stop_policy=StopPolicy(run_timeout_s=0.6)
+        )
         waits = runtime.start(FailableRun, Told(("wait:0.4", "wait")), run_id="waits")
         long = runtime.start(FailableRun, Told(("wait:3600",)), run_id="long")
         crashes = runtime.start(FailableRun, Told(("wait", "raise:ValueError@1", "wait")), run_id="crashes")
@@ -105,7 +107,9 @@ def test_wall_clock_jumps_leave_throttles_timeouts_and_waits_as_they_are(jump_s:
 
 def test_a_wall_clock_that_jumped_forward_does_not_expire_the_wait_of_a_run_that_crashed_and_restarted() -> None:
     clock, world = Jumping(), World()
-    runtime = Runtime(None, runs=[Factory(FailableRun, world)], restart_policy=RestartPolicy(backoff=SOON), logger=False)
+    runtime = Runtime(
+        None, runs=[Factory(FailableRun, world)], restart_policy=RestartPolicy(backoff=SOON), logger=False
+    )
     runtime._core._clock = clock
     with runtime:
         handle = runtime.start(FailableRun, Told(("wait:3600",)), run_id="r")
@@ -168,9 +172,13 @@ print("fine")
 
 
 @pytest.mark.parametrize("how", ["_exit", "exit"])
-def test_fork_every_verb_is_runtime_forked_in_the_child_nothing_is_written_and_the_parent_goes_on(how: str, store_path: Path) -> None:
+def test_fork_every_verb_is_runtime_forked_in_the_child_nothing_is_written_and_the_parent_goes_on(
+    how: str, store_path: Path
+) -> None:
     began_s = time.monotonic()
-    assert_fine(run_program(FORKS.replace("sys.exit(code)", "os._exit(code) if code else sys.exit(0)"), str(store_path), how))
+    assert_fine(
+        run_program(FORKS.replace("sys.exit(code)", "os._exit(code) if code else sys.exit(0)"), str(store_path), how)
+    )
     assert time.monotonic() - began_s < 30
 
 
@@ -318,7 +326,9 @@ def test_interpreter_exit_in_a_forked_child_does_not_block() -> None:
 # --- event loops -------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_loop_closed_before_a_reply_is_counted_without_a_storm_of_tracebacks(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_event_loop_closed_before_a_reply_is_counted_without_a_storm_of_tracebacks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     with rigged() as rig:
         handle = rig.waiting()
         before = late_replies.count
@@ -388,7 +398,9 @@ def test_newline_and_escape_in_user_text_are_escaped_in_every_log_line(caplog: p
     for record in ours:
         first, *others = record.getMessage().split("\n")
         assert first.isprintable()
-        assert all(line.isprintable() and line.startswith("    ") for line in others), others  # a traceback's lines, set in
+        assert all(line.isprintable() and line.startswith("    ") for line in others), (
+            others
+        )  # a traceback's lines, set in
 
 
 def test_tracebacks_hold_no_local_variables_and_states_are_never_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -403,7 +415,10 @@ def test_tracebacks_hold_no_local_variables_and_states_are_never_logged(caplog: 
             return Done("ok")
 
     seen = Recorder()
-    with caplog.at_level(logging.DEBUG), Runtime(None, runs=[Secretive], restart_policy=RestartPolicy(backoff=SOON)) as runtime:
+    with (
+        caplog.at_level(logging.DEBUG),
+        Runtime(None, runs=[Secretive], restart_policy=RestartPolicy(backoff=SOON)) as runtime,
+    ):
         runtime.events.subscribe(seen)
         assert runtime.start(Secretive, "hunter2").result(10) == "ok"
     (exited,) = seen.of(RunExited)
@@ -476,9 +491,9 @@ print("fine")
 """
 
 
-def test_import_open_and_close_change_no_signal_handler_logging_start_method_environment_path_or_other_global(store_path: Path) -> None:
+def test_import_open_and_close_change_no_signal_handler_logging_start_method_environment_path_or_other_global(
+    store_path: Path,
+) -> None:
     done = run_program(GLOBALS, str(store_path))
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
     assert done.stderr == ""
-
-

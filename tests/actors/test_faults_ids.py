@@ -34,7 +34,9 @@ def test_a_bad_run_id_is_refused_before_any_state(fault: str) -> None:
     with rigged(store) as rig:
         for verb in (
             lambda: rig.runtime.start(FailableRun, Told(), run_id=BAD_IDS[fault]),
-            lambda: rig.runtime.start_many(FailableRun, {"good": Told(), BAD_IDS[fault]: Told()} if fault != "a list" else _many_with_a_list()),
+            lambda: rig.runtime.start_many(
+                FailableRun, {"good": Told(), BAD_IDS[fault]: Told()} if fault != "a list" else _many_with_a_list()
+            ),
             lambda: rig.runtime.get(BAD_IDS[fault]),
             lambda: rig.runtime.resume(BAD_IDS[fault]),
         ):
@@ -123,4 +125,7 @@ def test_labels_over_their_number_are_refused_and_nothing_is_started() -> None:
     with rigged() as rig:
         with pytest.raises(ValueError, match="label"):
             rig.runtime.start(FailableRun, Told(), run_id="r", labels={str(n): "" for n in range(65)})
-        assert rig.runtime.start(FailableRun, Told(("ok",)), run_id="r", labels={str(n): "" for n in range(64)}).result(10) == 1
+        assert (
+            rig.runtime.start(FailableRun, Told(("ok",)), run_id="r", labels={str(n): "" for n in range(64)}).result(10)
+            == 1
+        )

@@ -444,5 +444,3 @@ def test_status_tells_a_backoff_and_the_last_error() -> None:
         assert "Failable running" in repr(handle)
         with pytest.raises(WaitTimeout):
             handle.result(0)
-
-

@@ -41,26 +41,47 @@ from executus.actors.outcomes import (
 from tests.doubles import ERRORS, Unprintable
 
 BOOM = ErrorInfo("ValueError", "boom")
-KILL, CANCEL, STOP, DRAIN, LATE = KillRequested("a", "b"), CancelRequested("c", "d"), StopRequested(), DrainRequested(), RunTimeoutElapsed()
+KILL, CANCEL, STOP, DRAIN, LATE = (
+    KillRequested("a", "b"),
+    CancelRequested("c", "d"),
+    StopRequested(),
+    DrainRequested(),
+    RunTimeoutElapsed(),
+)
 
 ROWS: dict[str, tuple[ExitEvidence, Any]] = {
     "Done completes": (ExitEvidence(phase=Phase.STEP, done=Completed(7)), Completed(7)),
     "an error is a crash": (ExitEvidence(phase=Phase.RECEIVE, error=BOOM), Crashed(BOOM, Phase.RECEIVE)),
     "a hang is a crash": (ExitEvidence(phase=Phase.HUNG, error=BOOM), Crashed(BOOM, Phase.HUNG)),
     "nothing at all is a crash, too": (ExitEvidence(phase=Phase.STEP), Crashed(NO_REASON, Phase.STEP)),
-    "unreadable is quarantined": (ExitEvidence(phase=Phase.RESTORING, error=BOOM, unreadable="bits"), Quarantined("bits")),
+    "unreadable is quarantined": (
+        ExitEvidence(phase=Phase.RESTORING, error=BOOM, unreadable="bits"),
+        Quarantined("bits"),
+    ),
     "incompatible is parked": (ExitEvidence(phase=Phase.RESTORING, error=BOOM, incompatible="old"), Parked("old")),
     "a kill kills": (ExitEvidence(phase=Phase.STEP, causes=(KILL,)), Killed("a", "b")),
     "a cancel cancels": (ExitEvidence(phase=Phase.STOPPING, causes=(CANCEL,)), Cancelled("c", "d")),
     "a stop stops": (ExitEvidence(phase=Phase.STOPPING, causes=(STOP,)), Stopped()),
     "a drain suspends": (ExitEvidence(phase=Phase.STOPPING, causes=(DRAIN,)), Suspended()),
     "a time-out times out": (ExitEvidence(phase=Phase.STOPPING, causes=(LATE,)), TimedOut()),
-    "an error after a drain began is an interruption": (ExitEvidence(phase=Phase.STEP, error=BOOM, causes=(DRAIN,)), Suspended()),
-    "Done still completes while draining": (ExitEvidence(phase=Phase.STEP, done=Completed(7), causes=(DRAIN,)), Completed(7)),
+    "an error after a drain began is an interruption": (
+        ExitEvidence(phase=Phase.STEP, error=BOOM, causes=(DRAIN,)),
+        Suspended(),
+    ),
+    "Done still completes while draining": (
+        ExitEvidence(phase=Phase.STEP, done=Completed(7), causes=(DRAIN,)),
+        Completed(7),
+    ),
     "the first recorded cause wins": (ExitEvidence(phase=Phase.STEP, causes=(STOP, CANCEL, DRAIN)), Stopped()),
-    "a kill goes before earlier causes, its tombstone is there": (ExitEvidence(phase=Phase.STEP, causes=(CANCEL, KILL)), Killed("a", "b")),
+    "a kill goes before earlier causes, its tombstone is there": (
+        ExitEvidence(phase=Phase.STEP, causes=(CANCEL, KILL)),
+        Killed("a", "b"),
+    ),
     "and before a Done": (ExitEvidence(phase=Phase.STEP, done=Completed(7), causes=(KILL,)), Killed("a", "b")),
-    "what cannot be read cannot be suspended": (ExitEvidence(phase=Phase.RESTORING, unreadable="bits", causes=(DRAIN,)), Quarantined("bits")),
+    "what cannot be read cannot be suspended": (
+        ExitEvidence(phase=Phase.RESTORING, unreadable="bits", causes=(DRAIN,)),
+        Quarantined("bits"),
+    ),
 }
 
 
@@ -99,7 +120,9 @@ def test_it_is_never_a_crash_once_somebody_wanted_it_to_end(evidence: ExitEviden
 
 
 @given(evidences, causes)
-def test_causes_recorded_later_change_nothing_unless_one_is_a_kill(evidence: ExitEvidence, more: tuple[Cause, ...]) -> None:
+def test_causes_recorded_later_change_nothing_unless_one_is_a_kill(
+    evidence: ExitEvidence, more: tuple[Cause, ...]
+) -> None:
     later = msgspec.structs.replace(evidence, causes=(*evidence.causes, *more))
     if evidence.causes and KILL not in more:
         assert classify(later) == classify(evidence)

@@ -125,7 +125,9 @@ def test_a_restart_is_allowed_exactly_while_fewer_than_max_restarts_lie_within_t
     at_s: tuple[float, ...], max_restarts: int, within_s: float, now_s: float
 ) -> None:
     recent = [at for at in at_s if now_s - at < within_s]
-    decision = decide(CRASH, RestartPolicy(max_restarts=max_restarts, within_s=within_s), RestartHistory(at_s, len(at_s)), now_s)
+    decision = decide(
+        CRASH, RestartPolicy(max_restarts=max_restarts, within_s=within_s), RestartHistory(at_s, len(at_s)), now_s
+    )
     assert isinstance(decision, Restart) == (len(recent) < max_restarts)
     if isinstance(decision, Restart):
         assert decision.restarts == len(recent)
@@ -146,7 +148,11 @@ def test_never_more_than_max_restarts_in_any_window(max_restarts: int, within_s:
 
 
 backoffs = st.builds(
-    Backoff, initial_s=st.floats(0.001, 10), factor=st.floats(1, 10), max_s=st.floats(10, 1000), jitter=st.floats(0, 0.99)
+    Backoff,
+    initial_s=st.floats(0.001, 10),
+    factor=st.floats(1, 10),
+    max_s=st.floats(10, 1000),
+    jitter=st.floats(0, 0.99),
 )
 
 
@@ -169,7 +175,14 @@ def test_the_default_backoff_doubles_from_a_tenth_of_a_second_to_half_a_minute()
 
 @pytest.mark.parametrize(
     ("strikes", "died", "waiting", "expected"),
-    [(0, True, False, 1), (2, True, False, 3), (3, True, False, None), (3, True, True, 3), (3, False, False, 3), (0, False, True, 0)],
+    [
+        (0, True, False, 1),
+        (2, True, False, 3),
+        (3, True, False, None),
+        (3, True, True, 3),
+        (3, False, False, 3),
+        (0, False, True, 0),
+    ],
 )
 def test_strikes_row_by_row(strikes: int, died: bool, waiting: bool, expected: int | None) -> None:
     assert strike(strikes, died_running=died, waiting=waiting) == expected

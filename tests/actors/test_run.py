@@ -78,7 +78,9 @@ walls = st.floats(0, 4e9)
 
 
 @given(walls, st.floats(0, 1e6), st.floats(-1e6, 1e6))
-def test_what_is_left_of_a_wait_is_never_negative_never_longer_than_it_was_and_downtime_counts(wall_s: float, timeout_s: float, gone_s: float) -> None:
+def test_what_is_left_of_a_wait_is_never_negative_never_longer_than_it_was_and_downtime_counts(
+    wall_s: float, timeout_s: float, gone_s: float
+) -> None:
     waiting = waiting_for(Wait(0, timeout_s=timeout_s), wall_s)
     left_s = remaining(waiting.deadline_at_s, waiting.remaining_s, wall_s + gone_s)
     assert left_s is not None

@@ -72,7 +72,11 @@ class Pays(Run[str, Bill, int]):
 
     def begin(self, who: str) -> Bill:
         self.note("begin")
-        assert self.context.idempotency_key_for("a") != self.context.idempotency_key_for("b") != self.context.idempotency_key
+        assert (
+            self.context.idempotency_key_for("a")
+            != self.context.idempotency_key_for("b")
+            != self.context.idempotency_key
+        )
         if self.context.attempt == 1:
             raise ValueError
         return Bill([who])

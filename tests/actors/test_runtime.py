@@ -47,7 +47,12 @@ def existing(rig: Rig, how: str) -> None:
         case "completed":
             rig.runtime.start(FailableRun, Told(("ok",)), run_id="r").result(10)
         case "failed":
-            assert isinstance(rig.runtime.start(FailableRun, Told(("raise:ValueError",)), run_id="r", restart_policy=NEVER).outcome(10), Failed)
+            assert isinstance(
+                rig.runtime.start(FailableRun, Told(("raise:ValueError",)), run_id="r", restart_policy=NEVER).outcome(
+                    10
+                ),
+                Failed,
+            )
         case "stopped":
             rig.waiting().stop(10)
         case "killed":
@@ -74,7 +79,9 @@ def test_start_with_an_id_that_is_taken(how: str, if_exists: Any, reboot: bool) 
 
 
 def _start_again(rig: Rig, how: str, if_exists: Any, *, anew: bool) -> None:
-    again = functools.partial(rig.runtime.start, FailableRun, Told(("ok", "ok", "wait")), run_id="r", if_exists=if_exists)
+    again = functools.partial(
+        rig.runtime.start, FailableRun, Told(("ok", "ok", "wait")), run_id="r", if_exists=if_exists
+    )
     if if_exists == "raise":
         with pytest.raises(RunExists) as caught:
             again()
@@ -211,7 +218,9 @@ def test_labels_survive_a_boot_and_wrong_ones_are_refused() -> None:
 
 def test_start_many_starts_all_in_order_and_raises_the_first_error() -> None:
     with rigged() as rig:
-        handles = rig.runtime.start_many(FailableRun, {f"r{n}": Told(("ok",) * n) for n in range(100)}, labels={"bulk": "yes"})
+        handles = rig.runtime.start_many(
+            FailableRun, {f"r{n}": Told(("ok",) * n) for n in range(100)}, labels={"bulk": "yes"}
+        )
         assert [handle.result(10) for handle in handles] == list(range(100))
         with pytest.raises(RunExists):
             rig.runtime.start_many(FailableRun, {"new": Told(), "r1": Told()})
@@ -303,7 +312,14 @@ def test_a_runtime_that_is_not_open_says_so() -> None:
         runtime.start(FailableRun, Told())
     with runtime, pytest.raises(RuntimeNotOpen):
         runtime.open()
-    for verb in (lambda: runtime.start(FailableRun, Told()), lambda: runtime.get("r"), runtime.runs, runtime.health, lambda: runtime.resume("r"), lambda: runtime.drain(1)):
+    for verb in (
+        lambda: runtime.start(FailableRun, Told()),
+        lambda: runtime.get("r"),
+        runtime.runs,
+        runtime.health,
+        lambda: runtime.resume("r"),
+        lambda: runtime.drain(1),
+    ):
         with pytest.raises(RuntimeNotOpen, match="closed"):
             verb()  # type: ignore[operator]
     runtime.close()
@@ -357,7 +373,11 @@ def test_starting_the_same_runs_ten_times_over_leaves_the_table_empty() -> None:
 def async_runtime(store: Any = None, world: World | None = None, **options: Any) -> AsyncRuntime:
     world = world or World()
     return AsyncRuntime(
-        store, runs=[Factory(FailableRun, world), Factory(AsyncFailableRun, world)], restart_policy=RestartPolicy(backoff=SOON), logger=False, **options
+        store,
+        runs=[Factory(FailableRun, world), Factory(AsyncFailableRun, world)],
+        restart_policy=RestartPolicy(backoff=SOON),
+        logger=False,
+        **options,
     )
 
 
@@ -365,7 +385,21 @@ def test_blocking_verbs_on_a_running_loop_raise_and_name_their_twin() -> None:
     async def main() -> None:
         with pytest.raises(BlockingCallOnLoop, match="async with AsyncRuntime"):
             Runtime(None, runs=[FailableRun]).open()
-        for verb in (runtime.join, runtime.drain, lambda: runtime.start(FailableRun, Told()), lambda: runtime.resume("r"), handle.result, handle.outcome, handle.stop, handle.durable, lambda: handle.ask(Do("x")), lambda: handle.query("at"), handle.cancel, handle.kill, runtime.close):
+        for verb in (
+            runtime.join,
+            runtime.drain,
+            lambda: runtime.start(FailableRun, Told()),
+            lambda: runtime.resume("r"),
+            handle.result,
+            handle.outcome,
+            handle.stop,
+            handle.durable,
+            lambda: handle.ask(Do("x")),
+            lambda: handle.query("at"),
+            handle.cancel,
+            handle.kill,
+            runtime.close,
+        ):
             with pytest.raises(BlockingCallOnLoop, match=r"await|async with"):
                 verb()  # type: ignore[operator]
         assert await handle == 1

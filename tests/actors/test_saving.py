@@ -302,7 +302,9 @@ def test_a_state_that_cannot_be_stored_is_refused_loudly_the_last_good_one_stand
         if what == "over the cap":
             sizes = [int(number) for number in re.findall(r"\d+", refused.error.message)]
             assert len(sizes) == 2
-            assert sizes[0] > MAX_RECORD_BYTES >= sizes[1]  # what it takes, and the cap less room for the rest of the row
+            assert (
+                sizes[0] > MAX_RECORD_BYTES >= sizes[1]
+            )  # what it takes, and the cap less room for the rest of the row
         assert handle.status().durable_seq <= 3  # the one that `receive` returned may be there, the refused one is not
         while handle.status().status is RunStatus.RUNNING:
             wait_until(lambda: handle.status().waiting or handle.status().status is not RunStatus.RUNNING)

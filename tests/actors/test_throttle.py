@@ -16,14 +16,18 @@ intervals = st.floats(0, 3600)
 
 
 @given(moments, st.floats(0, 5000), intervals, st.integers(0, 10**6))
-def test_a_save_is_never_due_later_than_its_interval_and_never_in_the_past(saved_at_s: float, since_s: float, every_s: float, steps: int) -> None:
+def test_a_save_is_never_due_later_than_its_interval_and_never_in_the_past(
+    saved_at_s: float, since_s: float, every_s: float, steps: int
+) -> None:
     now_s = saved_at_s + since_s
     due_s = due_at(SavePolicy(every_s=every_s), saved_at_s=saved_at_s, steps_since=steps, now_s=now_s)
     assert now_s <= due_s <= max(now_s, saved_at_s + every_s) + 1e-6  # a float's last bit
 
 
 @given(moments, st.floats(0, 1), st.floats(1, 3600))
-def test_what_is_due_later_is_due_on_the_grid_so_that_saves_share_a_commit(saved_at_s: float, since_s: float, every_s: float) -> None:
+def test_what_is_due_later_is_due_on_the_grid_so_that_saves_share_a_commit(
+    saved_at_s: float, since_s: float, every_s: float
+) -> None:
     now_s = saved_at_s + since_s
     due_s = due_at(SavePolicy(every_s=every_s), saved_at_s=saved_at_s, steps_since=1, now_s=now_s)
     if due_s > now_s:

@@ -126,9 +126,6 @@ def main(path: str, generation: str) -> None:
     runtime.events.subscribe(report)
     runtime.open()
     say("open")
-    for view in runtime.runs(status="quarantined"):
-        say("quarantined", view.run_id)
-        runtime.resume(view.run_id)
     for run_class in (Squares, AsyncSquares, WaitingSquares):
         runtime.start_many(
             run_class, {f"{generation}-{run_class.__name__}-{n}": 0 for n in range(EACH)}, if_exists="return"

@@ -9,10 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from tests.scenarios.harness import Daemon
 from tests.scenarios.loop_daemon import CHILDREN, EACH, EVERY_S, PARENTS, STEPS, Line
+
+# Three deaths before any durable progress quarantine a run, and rightly so. Here nobody is to blame but the test; so every
+# third life lasts until each run that came back has saved or ended, and only then for its random while. The others are cut at
+# random from the moment the daemon says that it is open.
 from tests.waiting import elapse
 
 KILLS = int(os.environ.get("EXECUTUS_KILLS", "100"))
@@ -73,7 +76,14 @@ class Books:
         return finished
 
 
-@pytest.mark.filterwarnings("default")
+def without_progress(lines: list[list[str]]) -> set[str]:
+    """The runs that this life has brought back and that neither saved nor ended yet."""
+    said: dict[str, set[str]] = {"attempt": set(), "saved": set()}
+    for kind, run_id, *_ in list(lines):
+        said.setdefault("saved" if kind.startswith("settled") else kind, set()).add(run_id)
+    return said["attempt"] - said["saved"]
+
+
 def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right(
     store_path: Path,
 ) -> None:
@@ -88,6 +98,8 @@ def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_wit
             daemon.wait_for(lambda daemon=daemon: any(line[0] == "open" for line in daemon.lines), "open", 30)  # type: ignore[misc]
             killed_at_s: float | None = None
             if kills < KILLS:
+                if kills % 3 == 0:
+                    daemon.wait_for(lambda daemon=daemon: not without_progress(daemon.lines), "progress of all", 30)  # type: ignore[misc]
                 life_s = LONG_LIFE_S if kills % 10 == 9 else rng.uniform(0, 0.3)
                 elapse(life_s)
                 killed_at_s = time.monotonic()
@@ -116,6 +128,7 @@ def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_wit
     print(f"{kills} kills, {boots} boots, {generation} generations, {len(expected)} runs, {dict(books.counts)}")
     assert books.results == expected
     assert kills >= KILLS
+    assert books.counts["settled quarantined"] == 0
     assert books.counts["restored"] > KILLS
     by_run: dict[str, set[str]] = {}
     for (run_id, _), key in books.keys.items():
