@@ -294,8 +294,12 @@ class Rig:
         self.world = world
 
     def waiting(
-        self, double: Any = FailableRun, told: Told = Told(("wait",)), run_id: str = "r", **options: Any
-    ) -> RunHandle[Any]:  # noqa: B008 - frozen
+        self,
+        double: Any = FailableRun,
+        told: Told = Told(("wait",)),  # noqa: B008 - frozen
+        run_id: str = "r",
+        **options: Any,
+    ) -> RunHandle[Any]:
         """Start a run that is told to wait, and return when it does."""
         handle: RunHandle[Any] = self.runtime.start(double, told, run_id=run_id, **options)
         wait_until(lambda: handle.status().waiting, 10, f"{run_id} waits")
