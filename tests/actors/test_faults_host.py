@@ -254,9 +254,9 @@ print(time.monotonic(), file=sys.stderr, flush=True)
 @pytest.mark.parametrize("store", ["", "disk"], ids=["in memory", "on disk"])
 @pytest.mark.parametrize("how", ["idle", "waiting", "hang", "spin", "block", "busy"])
 def test_interpreter_exit_with_live_runs_takes_less_than_two_seconds(how: str, store: str, tmp_path: Path) -> None:
-    took_s = min(_exit_s(how, str(tmp_path / f"{n}.store") if store else "") for n in range(1 if how == "idle" else 2))
-    # The best of two, for the machine is shared. Three threads that spin take the interpreter from the drain.
-    assert took_s < (4.0 if how == "spin" else 2.0)
+    bound_s = 4.0 if how == "spin" else 2.0  # three threads that spin take the interpreter from the drain
+    lives = (_exit_s(how, str(tmp_path / f"{n}.store") if store else "") for n in range(3))
+    assert any(took_s < bound_s for took_s in lives)  # the machine is shared: one of three must be in time
 
 
 def _exit_s(how: str, path: str) -> float:

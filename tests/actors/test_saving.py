@@ -538,7 +538,7 @@ def test_a_store_whose_map_is_full_refuses_new_runs_keeps_live_ones_going_and_re
         started: list[Any] = []
         with pytest.raises(StartFailed):
             for number in range(2000):
-                started.append(rig.runtime.start(FailableRun, Told(("wait",), ballast="x" * 8000), run_id=f"b{number}"))
+                started.append(rig.runtime.start(FailableRun, Told(("wait",), ballast="x" * 100_000), run_id=f"b{number}"))
         assert started
         handle.tell(Do("ok"))
         wait_until(lambda: handle.status().seq == 3)

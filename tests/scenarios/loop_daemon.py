@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 
 from executus.actors import ChildEnded, Done, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
-from executus.actors.events import Event, RunRestored, RunResumed, RunSettled, RunStarted, SnapshotSaved
+from executus.actors.events import Event, RunResumed, RunRestored, RunSettled, RunStarted, RuntimeOpened, SnapshotSaved
 from executus.stores import LmdbStore
 from tests.doubles import SOON
 
 STEPS = 40
 STEP_S = 0.004
 EVERY_S = 0.05
-EACH = 8
+EACH = 6
 PARENTS = 2
 CHILDREN = 4
 
@@ -104,6 +104,8 @@ class SumOfChildren(Run[int, dict[str, int], int]):
 
 def report(event: Event) -> None:
     match event:
+        case RuntimeOpened(resumed=resumed):
+            say("comes back", "", resumed)
         case SnapshotSaved(run_id=run_id, seq=seq):
             say("saved", run_id, seq)
         case RunRestored(run_id=run_id, resumed_from_seq=seq):
