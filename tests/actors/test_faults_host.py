@@ -497,3 +497,25 @@ def test_import_open_and_close_change_no_signal_handler_logging_start_method_env
     done = run_program(GLOBALS, str(store_path))
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.xfail(
+    reason="log_contained hands the raw exception to logging: at DEBUG a run's error text can forge a line and drive a terminal"
+)
+def test_newline_and_escape_in_user_text_are_escaped_in_the_boundarys_own_log_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Forger(Run[str, int, int]):
+        def begin(self, text: str) -> int:
+            raise ValueError(f"first\n2026 INFO forged \x1b[31m{text}")
+
+        def step(self, state: int) -> int:
+            return state
+
+    with caplog.at_level(logging.DEBUG), Runtime(None, runs=[Forger], restart_policy=NEVER, logger=False) as runtime:
+        runtime.start(Forger, "x").outcome(10)
+    formatter = logging.Formatter("%(message)s")
+    text = "\n".join(formatter.format(record) for record in caplog.records if record.name.startswith("executus"))
+    assert "Traceback" in text or "forged" in text  # it is told of at all
+    assert "\x1b" not in text
+    assert not any(line.startswith("2026") for line in text.split("\n"))

@@ -529,16 +529,21 @@ def test_a_close_while_the_store_fails_ends_in_time_and_says_what_it_could_not_s
 
 
 def test_a_store_whose_map_is_full_refuses_new_runs_keeps_live_ones_going_and_recovers_when_there_is_room(
-    store_path: Path,
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = LmdbStore(store_path, map_size_bytes=256 * 1024, profile="process")
+    from executus.actors import admission
+
+    monkeypatch.setattr(admission, "START_PATIENCE_S", 0.2)
+    store = LmdbStore(store_path, map_size_bytes=1024 * 1024, profile="process")
     with rigged(store, save_policy=SavePolicy(every_s=0), stop_policy=StopPolicy(result_grace_s=0.2)) as rig:
         handle = rig.waiting(told=Told(("wait",), ballast="x"))
         handle.durable(10)
         started: list[Any] = []
         with pytest.raises(StartFailed):
             for number in range(2000):
-                started.append(rig.runtime.start(FailableRun, Told(("wait",), ballast="x" * 100_000), run_id=f"b{number}"))
+                started.append(
+                    rig.runtime.start(FailableRun, Told(("wait",), ballast="x" * 50_000), run_id=f"b{number}")
+                )
         assert started
         handle.tell(Do("ok"))
         wait_until(lambda: handle.status().seq == 3)
@@ -547,5 +552,7 @@ def test_a_store_whose_map_is_full_refuses_new_runs_keeps_live_ones_going_and_re
             other.tell(Do("done"))
         for other in started:
             assert other.result(20) in {0, 1}
+        wait_until(lambda: rig.runtime.health().ok, 20)
+        assert rig.runtime.start(FailableRun, Told(("ok",)), run_id="new").result(10) == 1
         handle.tell(Do("done"))
-        assert handle.result(10) == 1
+        assert handle.outcome(10) == Completed(1, durable=True)

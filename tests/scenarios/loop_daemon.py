@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from executus.actors import ChildEnded, Done, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
-from executus.actors.events import Event, RunResumed, RunRestored, RunSettled, RunStarted, RuntimeOpened, SnapshotSaved
+from executus.actors.events import Event, RunRestored, RunResumed, RunSettled, RunStarted, RuntimeOpened, SnapshotSaved
 from executus.stores import LmdbStore
 from tests.doubles import SOON
 
