@@ -288,6 +288,7 @@ def test_a_stopped_run_goes_on_where_it_was_once_it_is_resumed(store_path: Path)
     with Daemon(store_path) as daemon:
         waiting(daemon, "r")
         daemon.do("tell", "r", "ok")
+        wait_until(lambda: daemon.do("status", "r")["seq"] == 4)  # a stop goes ahead of messages
         daemon.do("stop", "r")
     with Daemon(store_path) as daemon:
         with pytest.raises(Refused, match="RunInterrupted"):
