@@ -35,6 +35,7 @@ class AsyncRunActor(RunActor):
         if self.task is None and not self.leaving:
             assert self.env.loop is not None
             self.task = self.env.loop.create_task(self._live(), name=f"executus run {self.inc.run_id}")
+            self.task.add_done_callback(self._never_began)
 
     def interrupt(self) -> None:
         """A cause was recorded. A kill cancels the callback; other endings wait for it to return, within the grace."""
@@ -58,6 +59,12 @@ class AsyncRunActor(RunActor):
         if task is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs there any more
                 loop.call_soon_threadsafe(task.cancel)
+
+    def _never_began(self, task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step runs none of its own code: its end is told here."""
+        if self.task is task:
+            self.task = None
+            tell_if_alive(self.actor_ref, CallbackEnded(asyncio.CancelledError()), control=True)
 
     async def _live(self) -> None:
         error: BaseException | None = None
