@@ -342,6 +342,28 @@ class ActorRef(Mailbox, pykka.ActorRef[A], Generic[A]):
         if report is not None:
             _deliver(report, (callback,))
 
+    def started(self) -> ActorFuture[None]:
+        """Holds when its `on_start` has returned; fails with ActorDeadError if it ended before that."""
+        started: ActorFuture[None] = ActorFuture()
+        started._target = self  # noqa: SLF001
+
+        def settle(asked: Promise[Any]) -> None:
+            error, report = asked.error(), self._report
+            if error is None or (self._phase if report is None else report.phase) != "starting":
+                started.try_set(None)
+            else:
+                started.try_fail(error)
+
+        # By the control lane it is the first thing handled after `on_start`; the proxy's question, so no `on_receive`
+        # sees it.
+        asked: ActorFuture[Any] = ActorFuture()
+        asked.add_done_callback(settle)
+        try:
+            self.tell_control(_Ask(messages.ProxyGetAttr(attr_path=("actor_ref",)), asked))
+        except ActorEnded as error:
+            asked.try_fail(error)
+        return started
+
     def running_thread(self) -> int | None:
         """The ident of the thread in one of its hooks now, or None."""
         return self._running

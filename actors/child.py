@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-from collections.abc import Callable
 from typing import Any, Literal
 
-from executus.actors.actor import ActorEnded, ActorFuture, ActorRef, ExitReport, _Ask
-from executus.actors.actor import messages as pykka_messages  # type: ignore[attr-defined]  # for `on_start_is_through`
+from executus.actors.actor import ActorFuture, ActorRef
 from executus.actors.child_spec import ChildSpec
 from executus.actors.clock import TimerHandle
-from executus.actors.tree_ref import ChildInfo, ChildState, Order, SupervisorRef
+from executus.actors.tree_ref import ChildInfo, ChildState, Order
 
 StartedFor = Literal["initial", "start_child", "restart_child", "restart"]
 """What a child is started for, which says what follows if it cannot be."""
@@ -22,7 +19,7 @@ class Child:
 
     __slots__ = (
         "again", "asked", "delay", "failures", "life", "position", "put_off", "ref", "reply", "restarts", "spec",
-        "started_for", "started_s", "state", "stop_replies", "stop_timer",
+        "started", "started_for", "started_s", "state", "stop_replies", "stop_timer",
     )  # fmt: skip
 
     def __init__(self, spec: ChildSpec, position: int, started_for: StartedFor) -> None:
@@ -32,6 +29,7 @@ class Child:
         self.started_for: StartedFor = started_for
         self.life = 0
         self.ref: ActorRef[Any] | None = None
+        self.started: ActorFuture[None] | None = None
         self.started_s: float | None = None
         self.restarts = 0
         self.failures = 0
@@ -47,6 +45,10 @@ class Child:
         self.stop_replies: list[ActorFuture[bool]] = []
         self.put_off: list[Order] = []
         """Orders that wait until it has stopped."""
+
+    def has_started(self) -> bool:
+        """Whether its actor has said that it started, though perhaps not heard yet."""
+        return self.started is not None and self.started.done() and self.started.error() is None
 
     def info(self) -> ChildInfo:
         """It, for others."""
@@ -80,26 +82,3 @@ class InOrder:
         while self._heap and self._heap[0][1].state not in self._states:
             self._in.discard(heapq.heappop(self._heap)[0])
         return self._heap[0][1] if self._heap else None
-
-
-def on_start_is_through(ref: ActorRef[Any], call: Callable[[], object]) -> None:
-    """Call `call()` once when the actor's `on_start` has returned, never if it ends first. Any thread; keep it short.
-
-    The question goes by the control lane, so it is the first thing that an actor handles after `on_start`, whatever
-    it was told before, and it is the proxy's own, so that no `on_receive` sees it. Until the seam offers this, it is
-    put together here of the seam's parts.
-    """
-    if isinstance(ref, SupervisorRef):
-        through: ActorFuture[Any] = ref.started()
-    else:
-        through = ActorFuture()
-        with contextlib.suppress(ActorEnded):
-            ref.tell_control(_Ask(pykka_messages.ProxyGetAttr(attr_path=("actor_ref",)), through))
-    through.add_done_callback(lambda _: call() if through.error() is None else None)
-
-
-def was_started(ref: ActorRef[Any], report: ExitReport) -> bool:
-    """Whether one that has ended had got through its start."""
-    if isinstance(ref, SupervisorRef):
-        return ref.started().done() and ref.started().error() is None
-    return report.phase != "starting"

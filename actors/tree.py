@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack, assert_never, cast
 import msgspec
 
 from executus.actors.actor import Actor, ActorEnded, ActorFuture, ActorRef, ExitReport, default_dispatcher
-from executus.actors.child import Child, InOrder, on_start_is_through, was_started
+from executus.actors.child import Child, InOrder
 from executus.actors.child_spec import (
     ChildSpec,
     Escalate,
@@ -358,7 +358,10 @@ class Supervisor(Actor):
             ref.abandon()
             raise ActorEnded(f"{self._ref} was given up on")
         ref.monitor(lambda report: self._tell_self(ChildExited(life, report)))
-        on_start_is_through(ref, lambda: self._tell_self(ChildStarted(life)))
+        child.started = ref.started()
+        child.started.add_done_callback(
+            lambda started: self._tell_self(ChildStarted(life)) if started.error() is None else None
+        )
         return True
 
     def _new_actor(self, spec: ChildSpec) -> ActorRef[Any]:
@@ -427,7 +430,7 @@ class Supervisor(Actor):
         if child.state is ChildState.STOPPING:
             self._stopped(child, in_time=not report.abandoned)
             return
-        if child.state is ChildState.STARTING and was_started(ref, report):
+        if child.state is ChildState.STARTING and child.has_started():
             self._runs(child, ref)  # it ended before it could say so
         how = how_ended(report, started=child.state is ChildState.RUNNING)
         if how is How.NOT_STARTED:

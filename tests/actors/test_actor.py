@@ -1140,3 +1140,57 @@ def test_actors_run_the_same_way_under_the_same_seed_without_any_thread(seed: in
         return log
 
     assert story() == story()
+
+
+# --- started ----------------------------------------------------------------------------------------------------------
+
+
+def test_started_holds_when_on_start_has_returned_whatever_was_told_before_and_no_on_receive_sees_it(by_hand: ByHand):
+    ref = Obedient.start_on(by_hand)
+    ref.tell("first")
+    early = ref.started()
+    assert not early.done()
+    actor = ref._actor_weakref()
+    by_hand.run()
+    late = ref.started()
+    by_hand.run()
+    assert early.get(timeout=0) is late.get(timeout=0) is None
+    assert actor is not None
+    assert actor.diary == ["on_start", "first"]
+
+
+@pytest.mark.parametrize("error", TWELVE, ids=repr)
+def test_started_fails_if_on_start_raised(by_hand: ByHand, error: BaseException):
+    ref = Obedient.start_on(by_hand, on_start=raising(error))
+    early = ref.started()
+    by_hand.run()
+    for started in (early, ref.started()):
+        with pytest.raises(pykka.ActorDeadError) as caught:
+            started.get(timeout=0)
+        assert caught.value is not error
+    assert early.error() is not None
+    assert early.error().__cause__ is error  # type: ignore[union-attr]
+
+
+def test_started_of_one_that_has_started_and_ended_holds(by_hand: ByHand):
+    ref = Obedient.start_on(by_hand)
+    by_hand.run()
+    ref.halt()
+    behind_the_halt = ref.started()
+    by_hand.run()
+    assert behind_the_halt.get(timeout=0) is ref.started().get(timeout=0) is None
+
+
+def test_started_fails_for_one_that_was_given_up_on_in_its_on_start(pool: WorkerPool):
+    gate = Gate()
+    ref = Obedient.start_on(pool, on_start=gate)
+    started = ref.started()
+    assert gate.inside.wait(10)
+    ref.abandon()
+    for one in (started, ref.started()):
+        with pytest.raises(pykka.ActorDeadError):
+            one.get(timeout=10)
+    gate.opened.set()
+    wait_until(lambda: ref.running_thread() is None)
+    with pytest.raises(pykka.ActorDeadError):
+        ref.started().get(timeout=10)
