@@ -13,6 +13,7 @@ from executus.actors.policies import Backoff, RestartKind
 
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 ChildKind = Literal["worker", "supervisor"]
+StopMode = Literal["halt", "drain"]
 
 StartFunction: TypeAlias = Callable[[], ActorRef[Any]]
 Start: TypeAlias = (
@@ -45,8 +46,10 @@ class ChildSpec(msgspec.Struct, frozen=True):
     `(class, args)` or `(class, args, kwargs)`; a class is started on its supervisor's dispatcher. It is called on the
     supervisor's thread, the constructor with it: keep both short, what takes long belongs into `on_start`. `permanent`
     children are restarted however they end, `transient` ones unless they end normally, `temporary` ones never.
-    `stop_timeout_s` is what `on_stop`, and the message in hand, get before the child is given up on; None is for ever,
-    as a supervisor may want it for a child that is one. Raises ValueError and TypeError for what it cannot mean.
+    `stop` says what becomes of messages told before it is to stop: `halt` goes ahead of them, `drain` behind them, so
+    that they are handled first. `stop_timeout_s` is what these, the message in hand and `on_stop` get before the child
+    is given up on; None is for ever, as a supervisor may want it for a child that is one. Raises ValueError and
+    TypeError for what it cannot mean.
     """
 
     id: str
@@ -54,12 +57,14 @@ class ChildSpec(msgspec.Struct, frozen=True):
     restart: RestartKind = "permanent"
     stop_timeout_s: float | None = 5.0
     kind: ChildKind = "worker"
+    stop: StopMode = "halt"
 
     def __post_init__(self) -> None:
         if not isinstance(cast("object", self.id), str) or not self.id:
             raise ValueError(f"a child's id is a text that is not empty, not {self.id!r}")
         check_choice(f"child {self.id!r}: restart", self.restart, RestartKind)
         check_choice(f"child {self.id!r}: kind", self.kind, ChildKind)
+        check_choice(f"child {self.id!r}: stop", self.stop, StopMode)
         if self.stop_timeout_s is not None and not self.stop_timeout_s > 0:  # NaN is refused, too
             raise ValueError(f"child {self.id!r}: stop_timeout_s is greater than 0, or None, not {self.stop_timeout_s}")
         _recipe(self.id, self.start)
@@ -146,19 +151,24 @@ def restarted_together(strategy: Strategy, order: Iterable[str], child_id: str) 
 
 
 class Intensity(msgspec.Struct, frozen=True):
-    """How many restarts within `within_s` seconds a supervisor makes; the one that would be more makes it end."""
+    """How many restarts within `within_s` seconds a supervisor makes; the one that would be more makes it end.
 
-    max_restarts: int = 3
+    None is any number.
+    """
+
+    max_restarts: int | None = 3
     within_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.max_restarts >= 0:
+        if self.max_restarts is not None and not self.max_restarts >= 0:
             raise ValueError(f"max_restarts must not be negative, not {self.max_restarts}")
         if not self.within_s > 0:
             raise ValueError(f"within_s must be greater than 0, not {self.within_s}")
 
     def one_more(self, restarts_s: tuple[float, ...], now_s: float) -> tuple[float, ...] | None:
         """The restarts within the window with one more now; None if that is one too many."""
+        if self.max_restarts is None:
+            return ()
         recent = tuple(at_s for at_s in restarts_s if now_s - at_s < self.within_s)
         return (*recent, now_s) if len(recent) < self.max_restarts else None
 
@@ -178,7 +188,10 @@ class LetRest(msgspec.Struct, frozen=True, tag=True):
 
 
 class Escalate(msgspec.Struct, frozen=True, tag=True):
-    """Too many restarts: the supervisor stops all children and ends with an error."""
+    """More than `max_restarts` within `within_s`: the supervisor stops all children and ends with an error."""
+
+    max_restarts: int
+    within_s: float
 
 
 def decide(
@@ -196,7 +209,8 @@ def decide(
         return LetRest()
     history = intensity.one_more(restarts_s, now_s)
     if history is None:
-        return Escalate()
+        assert intensity.max_restarts is not None
+        return Escalate(intensity.max_restarts, intensity.within_s)
     return RestartTogether(restarted_together(strategy, order, child.id), history)
 
 

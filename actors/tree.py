@@ -57,6 +57,7 @@ from executus.actors.tree_ref import (
     StopChild,
     SupervisorRef,
     WhichChildren,
+    tell_to_stop,
 )
 
 # --- what a supervisor tells itself: all by number, so that news of a former life of a child changes nothing ----------
@@ -92,7 +93,7 @@ class SupervisorOptions(TypedDict, total=False):
 
     children: Iterable[ChildSpec]
     strategy: Strategy
-    max_restarts: int
+    max_restarts: int | None
     within_s: float
     backoff: Backoff | None
     clock: Clock | None
@@ -105,7 +106,8 @@ class Supervisor(Actor):
 
     `children` are ChildSpecs. `strategy`: a restart concerns that child alone (`one_for_one`), all (`one_for_all`), or
     it and those behind it (`rest_for_one`). More than `max_restarts` restarts within `within_s` seconds end the
-    supervisor, after its children, with RestartIntensityReached, which its own supervisor may answer with a restart.
+    supervisor, after its children, with RestartIntensityReached, which its own supervisor may answer with a restart;
+    None is any number.
     `backoff` delays restarts, the more the more often a child failed in a row; None restarts at once. A child that
     cannot be started at the beginning ends the supervisor with ChildStartFailed; later it is tried again as if it had
     crashed. Clock, timers and the randomness of the backoff are injected, and handed on to supervisors among the
@@ -117,7 +119,7 @@ class Supervisor(Actor):
         *,
         children: Iterable[ChildSpec] = (),
         strategy: Strategy = "one_for_one",
-        max_restarts: int = 3,
+        max_restarts: int | None = 3,
         within_s: float = 5.0,
         backoff: Backoff | None = None,
         clock: Clock | None = None,
@@ -351,7 +353,7 @@ class Supervisor(Actor):
             return False
         child.ref = ref
         self._lives[life] = child
-        self._ref.live[life] = (child.spec.id, ref)
+        self._ref.live[life] = (child.spec, ref)
         # After adding to `live`: given up on while the constructor ran, either `_ended` of the ref found it there or we
         # find here that we have ended. Raising ends this turn, and nobody hears of it any more.
         if not self._ref.is_alive():
@@ -389,6 +391,7 @@ class Supervisor(Actor):
     def _runs(self, child: Child, ref: ActorRef[Any]) -> None:
         child.state = ChildState.RUNNING
         child.started_s = self._clock.now_s()
+        child.started = None
         child.started_for = "restart"  # the next time
         self._not_yet_started.discard(child.spec.id)
         if child.reply is not None:
@@ -456,16 +459,15 @@ class Supervisor(Actor):
                 self._restart(child, how, tuple(self._children[member] for member in members), now_s)
             case LetRest():
                 self._rest(child)
-            case Escalate():
+            case Escalate(max_restarts, within_s):
                 self._rest(child)
-                limit = self._intensity
                 self._shut_down(
                     RestartIntensityReached(
                         str(self._ref),
                         child.spec.id,
                         how=how.value,
-                        max_restarts=limit.max_restarts,
-                        within_s=limit.within_s,
+                        max_restarts=max_restarts,
+                        within_s=within_s,
                         cause=error,
                     )
                 )
@@ -524,7 +526,10 @@ class Supervisor(Actor):
 
     def _ask_to_stop(self, child: Child) -> None:
         child.asked = True
-        if child.ref is not None and child.ref.halt() and child.spec.stop_timeout_s is not None:
+        if child.ref is None:
+            return
+        tell_to_stop(child.spec, child.ref)
+        if child.spec.stop_timeout_s is not None:
             child.stop_timer = self._call_after(child.spec.stop_timeout_s, StopTimedOut(child.life))
 
     def _stop_timed_out(self, life: int) -> None:

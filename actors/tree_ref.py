@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Final, Literal, TypeAlias, TypeVar, assert_never, overload
 
 import msgspec
 
@@ -97,6 +97,17 @@ class ShutDown(msgspec.Struct, frozen=True):
 SHUT_DOWN: Final = ShutDown()
 
 
+def tell_to_stop(spec: ChildSpec, ref: ActorRef[Any]) -> None:
+    """Tell an actor to stop as its spec says. Does not wait. Harmless if it has ended."""
+    match spec.stop:
+        case "halt":
+            ref.halt()
+        case "drain":
+            ref.stop(block=False)
+        case _:
+            assert_never(spec.stop)
+
+
 class SupervisorRef(ActorRef[Any]):
     """Talks to a supervisor, from any thread. Whatever takes time gives a future: `get` it, or await it.
 
@@ -105,7 +116,7 @@ class SupervisorRef(ActorRef[Any]):
 
     def __init__(self, actor: Any) -> None:
         super().__init__(actor)
-        self.live: dict[int, tuple[str, ActorRef[Any]]] = {}
+        self.live: dict[int, tuple[ChildSpec, ActorRef[Any]]] = {}
         """The children's actors. Written by the supervisor alone; at its end, whatever ended it, they end as well."""
         self._ready: ActorFuture[None] = ActorFuture()
         self._owed: set[ActorFuture[Any]] = {self._ready}
@@ -235,11 +246,11 @@ class SupervisorRef(ActorRef[Any]):
         """However it ended: nobody supervises its children any more, and nobody answers."""
         # Copies in one step each, for a supervisor that was abandoned in mid-turn may still write. What it adds to
         # `live` after this it finds to be its own to end: it looks whether it lives after adding.
-        for child_id, ref in reversed(self.live.copy().values()):
+        for spec, ref in reversed(self.live.copy().values()):
             if not report.abandoned:
-                ref.halt()
-            elif self.gave_up(child_id, ref):
-                self.inherit_unstopped(child_id, ref)
+                tell_to_stop(spec, ref)
+            elif self.gave_up(spec.id, ref):
+                self.inherit_unstopped(spec.id, ref)
         dead = ActorEnded(f"{self} ended before it had done what it was asked")
         dead.__cause__ = report.error
         self._ready.try_fail(report.error if isinstance(report.error, Exception) else dead)

@@ -181,6 +181,14 @@ def test_one_restart_more_than_allowed_is_too_many(max_restarts: int, earlier_s:
     assert Intensity(max_restarts, 5.0).one_more(earlier_s, now_s) == after_s
 
 
+def test_without_a_limit_any_number_of_restarts_is_allowed_and_none_is_remembered():
+    intensity = Intensity(None, 5.0)
+    history: tuple[float, ...] = ()
+    for _ in range(1000):
+        history = intensity.one_more(history, 1.0)  # type: ignore[assignment]
+        assert history == ()
+
+
 @pytest.mark.parametrize("wrong", [(-1, 5.0), (3, 0.0), (3, -1.0), (3, float("nan"))])
 def test_an_intensity_validates_itself(wrong: tuple[int, float]):
     with pytest.raises(ValueError, match="must"):
@@ -227,7 +235,7 @@ def test_a_decision_is_one_of_three(restart: str, how: How, strategy: Strategy, 
     if restart == "temporary" or (restart == "transient" and how is How.NORMAL):
         assert found == LetRest(), "an end that needs no restart never escalates"
     elif spent:
-        assert found == Escalate()
+        assert found == Escalate(1, 5.0)
     else:
         members = {"one_for_one": ("b",), "one_for_all": ("a", "b", "c"), "rest_for_one": ("b", "c")}[strategy]
         assert found == RestartTogether(members, (2.0,))

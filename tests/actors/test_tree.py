@@ -529,6 +529,49 @@ def test_a_child_may_take_for_ever_to_stop_if_its_spec_says_so(world: World):
     assert not tree.is_alive()
 
 
+def test_a_child_that_drains_handles_what_it_was_told_before_and_one_that_halts_does_not(world: World):
+    heard: list[str] = []
+    tree = start(world, [kid(world, "drains", stop="drain"), kid(world, "halts", stop="halt")])
+    children = refs(world, tree)
+    world.what()
+    world.held = set(children)
+    for name, ref in children.items():
+        assert ref is not None
+        for n in range(100):  # more than a turn takes
+            ref.tell(lambda word=f"{name} {n}": heard.append(word))
+    tree.halt()
+    world.run()
+    world.held.clear()
+    world.run()
+    assert heard == [f"drains {n}" for n in range(100)]
+    assert world.what() == ["-halts", "-drains"]
+    assert not tree.is_alive()
+
+
+def test_a_child_that_drains_for_too_long_is_given_up_on(world: World):
+    tree = start(world, [kid(world, "a", stop="drain", stop_timeout_s=2.0)])
+    ref = child(world, tree, "a")
+    world.held = {"a"}
+    ref.tell("still to do")
+    tree.halt()
+    world.pass_s(2.0)
+    assert tree.unstopped == ("a",)
+    assert not tree.is_alive()
+
+
+def test_a_supervisor_that_drains_takes_orders_given_before_and_its_children_stop_backwards(world: World):
+    sub = ChildSpec("sub", (Supervisor, (), {"children": kids(world, "xy")}), kind="supervisor", stop="drain")
+    tree = start(world, [sub])
+    below = child(world, tree, "sub")
+    world.what()
+    started = below.start_child(kid(world, "z"))
+    tree.halt()
+    world.run()
+    assert started.done()
+    assert world.what()[-2:] == ["-y", "-x"]
+    assert not tree.is_alive()
+
+
 def test_time_to_stop_is_counted_for_each_child_from_when_it_is_told(world: World):
     tree = start(world, [kid(world, name, stop_timeout_s=1.0) for name in "abc"])
     world.held = set("abc")
@@ -731,6 +774,16 @@ def test_restarts_that_are_far_enough_apart_go_on_for_ever(world: World):
     crash(world, tree, "a")
     crash(world, tree, "a")
     assert not tree.is_alive()
+
+
+def test_without_a_limit_a_child_is_restarted_for_ever_and_its_failures_take_no_room(world: World):
+    tree = start(world, kids(world, "ab"), max_restarts=None, backoff=Backoff(initial_s=1.0, factor=2.0, max_s=5.0))
+    actor: Any = tree._actor_weakref()
+    for _ in range(50):
+        crash(world, tree, "a")
+        world.pass_s(6.0)
+    assert states(world, tree) == {"a": "running", "b": "running"}
+    assert actor._restarts_s == ()
 
 
 def test_restarts_of_different_children_count_together(world: World):
