@@ -19,8 +19,7 @@ class Circle(Actor):
 
     def area(self, radius: float) -> float:
         """Runs in the actor."""
-        own: ActorRef[Circle] = self.actor_ref
-        assert_type(own.is_alive(), bool)
+        assert_type(self.actor_ref.is_alive(), bool)
         return self.pi * radius**2
 
     def on_receive(self, message: str) -> str:
