@@ -30,6 +30,7 @@ from executus.actors.loop_thread import LoopThread
 from executus.actors.messages import (
     DrainRuns,
     IfExists,
+    Probe,
     Recover,
     ResumeRun,
     StartOrder,
@@ -107,6 +108,8 @@ class Core:
         self._store_restarts = 0
         self._store_error: ErrorInfo | None = None
         self._closed_by: ErrorInfo | None = None
+        self.closed: Promise[ErrorInfo | None] = Promise()
+        """Holds when the runtime has closed, with the crash that closed it, if one did."""
         self._unanswered: set[Promise[Any]] = set()
         """Replies that the supervisor owes: if it dies before it has handled the order, nobody else would answer."""
         self.port = StorePort(self._tell_store)
@@ -156,6 +159,7 @@ class Core:
             stand_aside=self._pool.stand_aside,
             backlog=lambda: self._pool.queued() > 0,
             gather=lambda: time.sleep(GATHER_S),
+            give_way=async_home.give_way if isinstance(async_home, LoopDispatcher) else _nothing,
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )
@@ -314,6 +318,7 @@ class Core:
         self._state = "closed"
         atexit.unregister(self._close_at_exit)
         self.events.emit(RuntimeClosed(escalated=self._closed_by))
+        self.closed.try_set(self._closed_by)
 
     def _stop_store(self, timeout_s: float) -> None:
         if self._store_ref is not None and self._store_ref.is_alive():
@@ -519,6 +524,20 @@ class Core:
             event_failures=self.events.failures,
         )
 
+    def probe(self) -> Promise[None]:
+        """Holds once the run supervisor and then the store actor have answered; never, where one is stuck or down."""
+        supervisor_answered: Promise[None] = Promise()
+        both_answered: Promise[None] = Promise()
+
+        def ask_store(_: object) -> None:
+            if self._store_ref is not None:
+                tell_if_alive(self._store_ref, Probe(both_answered), control=True)
+
+        supervisor_answered.add_done_callback(ask_store)
+        if self._supervisor is not None:
+            tell_if_alive(self._supervisor, Probe(supervisor_answered), control=True)
+        return both_answered
+
     def check_open(self) -> None:
         """Raise RuntimeNotOpen, or RuntimeForked."""
         self.check_process()
@@ -540,6 +559,10 @@ def _has_label(view: RunView, label: str | None) -> bool:
         return True
     key, equals, value = label.partition("=")
     return view.labels.get(key) == value if equals else key in view.labels
+
+
+def _nothing() -> None:
+    """There is no loop to give way on."""
 
 
 def _pause(seconds: float, wake: Promise[None]) -> None:

@@ -87,6 +87,10 @@ class RuntimeDraining(ExecutusError):
     """The runtime shuts down and takes no new runs. Nothing was started; start it again after the next boot."""
 
 
+class ServeRefused(ExecutusError):
+    """serve() cannot have the signals: it is not on the main thread, or another runtime serves. Nothing was changed."""
+
+
 class StartFailed(ExecutusError):
     """The run could not be started; nothing of it is left behind unless the text says otherwise."""
 

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 IfExists = Literal["raise", "return", "replace", "retry_failed"]
 
 
+# --- to the store actor and to the run supervisor ---------------------------------------------------------------------
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Answer. From the control lane: who is busy answers after the message in hand, who is stuck does not."""
+
+    reply: Promise[None]
+
+
 # --- to the store actor -----------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from executus.actors.interruption import DrainReport
 from executus.actors.messages import IfExists
 from executus.actors.policies import Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
+from executus.actors.serving import serve_on_loop, serve_on_thread
 from executus.stores import RunStatus
 
 I = TypeVar("I")  # noqa: E741
@@ -185,6 +186,25 @@ class Runtime(_Face):
         refuse_on_loop("Runtime.drain()", "await AsyncRuntime.drain()")
         return self._core.drain(timeout_s).result()
 
+    def serve(self, *, drain_timeout_s: float | None = None) -> DrainReport:
+        """Block the main thread until SIGTERM or SIGINT comes, then drain and return what was left.
+
+        The drain gets `drain_timeout_s`, or what the runtime was given. A second signal forces: every callback is given
+        up on at once, what was saved stays, the runtime is closed, and SystemExit is raised with 128 plus the signal's
+        number, so that `with` and `finally` blocks are still left in order. Handlers that were set before are back when
+        this returns or raises; in forked children they act as before.
+
+        Where NOTIFY_SOCKET is set, systemd is told READY=1 on entry, STOPPING=1 when the drain begins, and, where it
+        watches (WATCHDOG_USEC, WATCHDOG_PID), WATCHDOG=1 at half its period: only when the run supervisor and then the
+        store actor have answered. A failing store, a full one or a run that hangs withholds no ping: a restart mends
+        none of them; see health().
+
+        Raises ServeRefused off the main thread or while another runtime serves, RuntimeNotOpen where the runtime is not
+        open or is closed meanwhile (by its own crash, too), WaitTimeout where the supervisor does not answer the drain.
+        """
+        refuse_on_loop("Runtime.serve()", "await AsyncRuntime.serve()")
+        return serve_on_thread(self._core, self._drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
+
 
 class AsyncRuntime(_Face):
     """A runtime for coroutines: `async with AsyncRuntime(...) as runtime: …`. As Runtime; whatever waits is awaited.
@@ -294,6 +314,14 @@ class AsyncRuntime(_Face):
     async def drain(self, timeout_s: float = DRAIN_S) -> DrainReport:
         """See Runtime.drain."""
         return await self._core.drain(timeout_s)
+
+    async def serve(self, *, drain_timeout_s: float | None = None) -> DrainReport:
+        """See Runtime.serve. Awaited on the main thread's loop, by `loop.add_signal_handler`; cancelling it ends it.
+
+        Pings and signals come through the loop: a callback that blocks it withholds the ones and delays the others.
+        Handlers that the host had put on the loop itself for the two signals cannot be put back.
+        """
+        return await serve_on_loop(self._core, self._drain_timeout_s if drain_timeout_s is None else drain_timeout_s)
 
 
 def _start_many(

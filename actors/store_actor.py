@@ -14,7 +14,7 @@ from executus.actors.environment import Environment
 from executus.actors.errors import SaveRejected
 from executus.actors.events import RunFencedOff, SaveRefused, SnapshotSaved, StoreDegraded, StoreRecovered
 from executus.actors.incarnation import tell_if_alive
-from executus.actors.messages import Commit, CommitFailed, Committed, OfferSave, SaveNow
+from executus.actors.messages import Commit, CommitFailed, Committed, OfferSave, Probe, SaveNow
 from executus.actors.outcomes import ErrorInfo, safe_text
 from executus.actors.save_slot import Published, SaveSlot
 from executus.actors.throttle import NEVER, due_at
@@ -142,6 +142,8 @@ class StoreActor(Actor):
                 self._collect_due()
             case Flush():
                 self._flush()
+            case Probe(reply):
+                reply.try_set(None)
             case _:
                 msg = f"the store actor does not know {type(message).__name__}"
                 raise TypeError(msg)

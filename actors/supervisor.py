@@ -28,6 +28,7 @@ from executus.actors.messages import (
     DrainRuns,
     EndRun,
     OfferSave,
+    Probe,
     Recover,
     ResumeRun,
     RetryCommit,
@@ -144,6 +145,8 @@ class RunSupervisor(Actor):
                 self.interruption.drain(message)
             case DrainDeadline():
                 self.interruption.answer_drain()
+            case Probe(reply):
+                reply.try_set(None)
             case _:
                 msg = f"the run supervisor does not know {type(message).__name__}"
                 raise TypeError(msg)
