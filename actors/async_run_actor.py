@@ -93,6 +93,7 @@ class AsyncRunActor(RunActor):
             self.complete(call, returned)
             calls += 1
             if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
+                self.env.give_way()
                 await asyncio.sleep(0)
                 until_s, calls = self.env.clock.now_s() + TURN_S, 0
 

@@ -42,7 +42,7 @@ class Environment:
     `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are
     the turns of async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it
     gets the GIL at once, until it calls what that gives. `backlog()` says whether turns wait for a worker, `gather()`
-    gives them a moment.
+    gives them a moment. `give_way()` is called by async runs after each turn on the loop, so that other threads get on.
     """
 
     clock: Clock
@@ -61,6 +61,7 @@ class Environment:
     stand_aside: Callable[[], AbstractContextManager[Callable[[], None]]]
     backlog: Callable[[], bool]
     gather: Callable[[], None]
+    give_way: Callable[[], None]
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]
     store_trouble: ErrorInfo | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.scenarios.harness import Daemon
 from tests.scenarios.loop_daemon import CHILDREN, EACH, EVERY_S, PARENTS, STEPS, Line
@@ -93,6 +94,7 @@ def all_got_on(lines: list[list[Any]]) -> bool:
     return sum(attempt > 1 for attempt in came.values()) >= expected and came.keys() <= got_on
 
 
+@pytest.mark.timeout(600)  # a hundred processes are opened one after the other
 def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right(
     store_path: Path,
 ) -> None:

@@ -145,6 +145,7 @@ class Process:
             stand_aside=lambda: contextlib.nullcontext(lambda: None),
             backlog=lambda: bool(homes["workers"].queue),
             gather=lambda: scheduler.park(scheduler.now_s + 0.0005, None),
+            give_way=lambda: None,
             stack_of=lambda _ident: "",
             leaked_threads=lambda: 0,
         )
