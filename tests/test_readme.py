@@ -167,6 +167,8 @@ PEOPLES_WORDS = {
     "KeyboardInterrupt",
     "CancelledError",
     "MemoryError",
+    "BaseException",
+    "TimeoutError",
     "None",
     "True",
     "False",
