@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def test_it_is_content_when_exactly_the_listed_tests_fail(tmp_path: Path, capsys
     assert (verdict.passed, verdict.failed) == (2, len(pykka_suite.DIFFERENCES))
     assert verdict.passed_with_our_classes == 1
     assert verdict.on_purpose.keys() == pykka_suite.DIFFERENCES.keys()
+
+
+def test_the_readme_says_how_many_differ() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (total, passed, others) = re.findall(r"own (\d+)\ntests (\d+) pass so; the (\d+) others", readme)[0]
+    assert int(total) == int(passed) + int(others)
+    assert int(others) == len(pykka_suite.DIFFERENCES)
 
 
 def test_a_failure_that_is_not_listed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
