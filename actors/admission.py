@@ -30,6 +30,7 @@ from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnCh
 from executus.actors.outcomes import ErrorInfo, ExitEvidence, Killed, KillRequested, Phase, encode_outcome
 from executus.actors.run_actor import Source
 from executus.actors.stored_runs import (
+    begin_afresh,
     boot_facts,
     check_resumable,
     ending_claim,
@@ -47,6 +48,7 @@ from executus.stores import (
     Delete,
     ExecutusError,
     Operation,
+    RecordCorrupt,
     RecordTooLarge,
     Refused,
     RunClaim,
@@ -268,10 +270,13 @@ class Admission:
             return
         try:
             stored, record, definition = check_resumable(self._env, run_id, from_input=message.from_input)
+            seq = self._seq_of(run_id) if message.from_input else 0
         except ExecutusError as error:
             reply.try_fail(error)
             return
-        claim = next_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=0)
+        claim = next_claim(
+            stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=0, afresh=message.from_input
+        )
         inc = incarnation_of_record(claim, record, definition)
         self._desk.table[run_id] = inc
         inc.unstarted.append(reply)
@@ -298,9 +303,18 @@ class Admission:
             return True
 
         asked_s = self._env.clock.now_s()
-        self._desk.commit(
-            [Claim(claim=claim, expected=stored.claim.token, drop_snapshots=message.from_input)], then, failed=failed
-        )
+        operations: tuple[Operation, ...] = (Claim(claim=claim, expected=stored.claim.token),)
+        if message.from_input:
+            operations = begin_afresh(claim, stored.claim.token, seq=seq, schema_version=definition.schema_version)
+        self._desk.commit(operations, then, failed=failed)
+
+    def _seq_of(self, run_id: str) -> int:
+        """How far a run at rest had got; 0 where no generation of its state can be read. Raises StoreError."""
+        try:
+            loaded = self._env.store.load_snapshot(run_id)
+        except RecordCorrupt:
+            return 0
+        return 0 if loaded is None else loaded.snapshot.seq
 
     def _resumed(self, inc: Incarnation) -> None:
         """The claim is committed: now load and go on."""

@@ -24,9 +24,9 @@ class Family:
     def adopt(self, parent: Incarnation, key: str, child: Incarnation, *, begun_here: bool) -> bool:
         """Note a child with its parent.
 
-        False when its id is held by an earlier life's child, or by a run that is nobody's. Raises StoreError. A parent
-        that spawns a child again which has ended, repeating a step after a crash, may have taken in that end; one that
-        has begun in this process has no older state that could have.
+        False when its id is held by a child of an earlier life or round, or by a run that is nobody's. Raises
+        StoreError. A parent that spawns a child again which has ended, repeating a step after a crash, may have taken
+        in that end; one that has begun in this process has no older state that could have.
         """
         if not _is_child_of(child, parent):
             return False
@@ -37,25 +37,25 @@ class Family:
                 _deliver(parent, key, child.run_id, ending.outcome)
         return True
 
+    def begins_afresh(self, inc: Incarnation) -> None:
+        """A run begins from its input again: the children that it had are none of its new life's, but end with it."""
+        inc.letters.drop_ends()
+        inc.told_of = None
+
     def ended(self, inc: Incarnation, outcome: Outcome) -> None:
         """A run has ended for good: tell its parent, and end its children as they were told to."""
         link = inc.parent
         if link is not None:
             parent = self._desk.table.get(link.run_id)
-            if parent is not None and parent.incarnation == link.incarnation:
+            if parent is not None and _is_child_of(inc, parent):
                 _deliver(parent, link.key, inc.run_id, outcome)
         for child_run_id in list(inc.children.values()):
             child = self._desk.table.get(child_run_id)
-            if child is not None and child.parent is not None and _is_child_of(child, inc):
+            if child is not None and child.parent is not None and child.parent.incarnation == inc.incarnation:
                 self._end_run(EndRun(child.run_id, child.incarnation, parent_ended(child.parent), Promise()))
 
     def _is_owed(self, parent: Incarnation, child: Incarnation, *, begun_here: bool) -> bool:
-        """Whether the parent was not told of the end of this child before, by this process or in its stored state.
-
-        The next round of a permanent run is told again: it knows nothing of the round before.
-        """
-        if parent.policies.restart.kind == "permanent":
-            return True
+        """Whether the parent was not told of the end of this child before, by this process or in its stored state."""
         if child.run_id in (parent.told_of or ()):
             return False
         if begun_here or not (parent.durable and child.durable):
@@ -72,6 +72,8 @@ class Family:
             if link.incarnation != inc.incarnation:
                 continue
             inc.children[link.key] = child_run_id
+            if link.begun != inc.claim.begun:
+                continue
             stored = store.load(child_run_id)
             if stored is None or child_run_id in self._desk.table or stored.claim.status in LIVE:
                 continue  # what is live goes on or is parked: its end is still to come
@@ -87,9 +89,12 @@ def parent_ended(link: ParentLink) -> CancelRequested | KillRequested:
 
 
 def _is_child_of(child: Incarnation, parent: Incarnation) -> bool:
-    return child.parent is not None and (child.parent.run_id, child.parent.incarnation) == (
+    """Whether the parent spawned it since it began: of an earlier life or round it is a stranger's."""
+    link = child.parent
+    return link is not None and (link.run_id, link.incarnation, link.begun) == (
         parent.run_id,
         parent.incarnation,
+        parent.claim.begun,
     )
 
 

@@ -36,6 +36,7 @@ from executus.actors.outcomes import (
     TimedOut,
 )
 from executus.actors.policies import NO_RESTARTS, Policies
+from executus.actors.run import ChildEnded
 from executus.stores import ExecutusError, ParentLink, RunClaim, RunStatus, StoredRun
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class Letters:
         """Whether the end of that child is queued already."""
         with self._lock:
             return any(getattr(letter.message, "run_id", None) == child_run_id for letter in self._queue if letter.own)
+
+    def drop_ends(self) -> None:
+        """Forget the ends of children: the run begins anew and knows of none."""
+        with self._lock:
+            self._queue = [letter for letter in self._queue if not isinstance(letter.message, ChildEnded)]
 
     def take(self) -> Letter | None:
         """The oldest letter, or None."""

@@ -170,7 +170,7 @@ class AttemptContext:
             labels=checked_labels(labels),
             policies=definition.policies,
             options=b"",
-            parent=ParentLink(inc.run_id, inc.incarnation, key, on_parent_end),
+            parent=ParentLink(inc.run_id, inc.incarnation, key, on_parent_end, inc.claim.begun),
             root_run_id=inc.root_run_id,
         )
         self.spawned.append(order)

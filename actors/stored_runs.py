@@ -5,15 +5,27 @@ from __future__ import annotations
 import msgspec
 
 from executus.actors.boot import BootFacts
-from executus.actors.definition import RunDefinition
+from executus.actors.definition import RunDefinition, encode_next
 from executus.actors.environment import Environment
 from executus.actors.errors import NotRegistered, NotResumable, ResultUnreadable, RunNotFound
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import StartOrder
 from executus.actors.outcomes import Outcome, Quarantined, decode_outcome
 from executus.actors.policies import Policies
-from executus.actors.run import remaining
-from executus.stores import ENDED, RESUMABLE, RecordCorrupt, RunClaim, RunRecord, RunStatus, StoredRun
+from executus.actors.run import Beginning, remaining
+from executus.stores import (
+    ENDED,
+    RESUMABLE,
+    Claim,
+    RecordCorrupt,
+    RunClaim,
+    RunRecord,
+    RunStatus,
+    Save,
+    Snapshot,
+    StoredRun,
+    Token,
+)
 
 
 def first_claim(order: StartOrder, epoch: int, wall_s: float) -> RunClaim:
@@ -31,8 +43,10 @@ def first_claim(order: StartOrder, epoch: int, wall_s: float) -> RunClaim:
     )
 
 
-def next_claim(claim: RunClaim, epoch: int, wall_s: float, *, strikes: int | None = None) -> RunClaim:
-    """The claim of the next attempt. The deadline stays: it is never refreshed."""
+def next_claim(
+    claim: RunClaim, epoch: int, wall_s: float, *, strikes: int | None = None, afresh: bool = False
+) -> RunClaim:
+    """The claim of the next attempt, or of one that begins `afresh`. The deadline stays: it is never refreshed."""
     return msgspec.structs.replace(
         claim,
         epoch=epoch,
@@ -40,10 +54,28 @@ def next_claim(claim: RunClaim, epoch: int, wall_s: float, *, strikes: int | Non
         status=RunStatus.RUNNING,
         reason="",
         strikes=claim.strikes if strikes is None else strikes,
+        begun=claim.begun + afresh,
         claimed_at_s=wall_s,
         ended_at_s=None,
         remaining_s=remaining(claim.deadline_at_s, claim.remaining_s, wall_s),
     )
+
+
+def begin_afresh(
+    claim: RunClaim, expected: Token, *, seq: int, schema_version: int, outcome: bytes | None = None
+) -> tuple[Claim, Save]:
+    """Claim, drop the state, and keep where `seq` stood, which never goes back within an incarnation."""
+    mark = Snapshot(
+        run_id=claim.run_id,
+        incarnation=claim.incarnation,
+        epoch=claim.epoch,
+        seq=seq,
+        schema_version=schema_version,
+        taken_at_s=claim.claimed_at_s,
+        state=b"",
+        next=encode_next(Beginning()),
+    )
+    return Claim(claim=claim, expected=expected, outcome=outcome, drop_snapshots=True), Save(snapshot=mark)
 
 
 def ending_claim(claim: RunClaim, epoch: int, wall_s: float, status: RunStatus, reason: str) -> RunClaim:

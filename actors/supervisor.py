@@ -9,7 +9,6 @@ import msgspec
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
 from executus.actors.async_run_actor import AsyncRunActor
-from executus.actors.definition import encode_next
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
@@ -55,10 +54,10 @@ from executus.actors.outcomes import (
 )
 from executus.actors.policies import Restart, decide
 from executus.actors.policies import Settle as SettleAs
-from executus.actors.run import Beginning, remaining
+from executus.actors.run import remaining
 from executus.actors.run_actor import RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
-from executus.actors.stored_runs import next_claim, stored_outcome
+from executus.actors.stored_runs import begin_afresh, next_claim, stored_outcome
 from executus.stores import (
     Accepted,
     Claim,
@@ -67,10 +66,8 @@ from executus.stores import (
     Refused,
     RunClaim,
     RunStatus,
-    Save,
     SetAside,
     Settle,
-    Snapshot,
     Token,
 )
 
@@ -283,8 +280,10 @@ class RunSupervisor(Actor):
 
     def _claim_afresh(self, inc: Incarnation, result: bytes | None) -> None:
         """A permanent run ended normally: one commit keeps the result, drops the snapshot and claims the next round."""
-        held, claim = inc.claim, next_claim(inc.claim, self.desk.epochs.draw(), self.env.clock.wall_s())
+        held = inc.claim
+        claim = next_claim(held, self.desk.epochs.draw(), self.env.clock.wall_s(), afresh=True)
         inc.claim, inc.origin = claim, Source.INPUT
+        self.family.begins_afresh(inc)
         inc.restored_seq += 1  # the Done counted as well; seq never resets within an incarnation
         if inc.slot is not None:
             unseen, inc.slot = inc.slot.claim, None
@@ -299,7 +298,7 @@ class RunSupervisor(Actor):
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
                 case Refused(_, current) if current is not None and _is_own(inc, current, claim.epoch):
-                    self.desk.commit([msgspec.structs.replace(claimed, expected=current.token), *saved], then)
+                    self.desk.commit([msgspec.structs.replace(claimed, expected=current.token), saved], then)
                     return
                 case Refused(_, current):
                     self.lost(inc, current)
@@ -309,19 +308,14 @@ class RunSupervisor(Actor):
                     pass
             self._unclaimed.discard(inc)
 
-        again = Snapshot(
-            run_id=inc.run_id,
-            incarnation=inc.incarnation,
-            epoch=claim.epoch,
+        claimed, saved = begin_afresh(
+            claim,
+            held_token,
             seq=inc.restored_seq,
             schema_version=inc.definition.schema_version,
-            taken_at_s=claim.claimed_at_s,
-            state=b"",
-            next=encode_next(Beginning()),
+            outcome=result,
         )
-        claimed = Claim(claim=claim, expected=held_token, outcome=result, drop_snapshots=True)
-        saved = [Save(snapshot=again)]
-        self.desk.commit([claimed, *saved], then)
+        self.desk.commit([claimed, saved], then)
 
     def _restart(self, inc: Incarnation) -> None:
         """The backoff is over: claim, then go on from memory.

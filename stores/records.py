@@ -58,12 +58,16 @@ class Token(NamedTuple):
 
 
 class ParentLink(msgspec.Struct, frozen=True):
-    """Who spawned a run, under which key, and what becomes of it when the parent has ended for good."""
+    """Who spawned a run, under which key, and what becomes of it when the parent has ended for good.
+
+    `begun` is the parent's at that time: a child of an earlier beginning is none of the present one's.
+    """
 
     run_id: str
     incarnation: int
     key: str
     on_parent_end: Literal["cancel", "kill"] = "cancel"
+    begun: int = 0
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +91,8 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
     """Who may write for a run now, and where the run stands. A small row, rewritten at each claim and settling.
 
     `epoch` is the fencing token's; `attempt` counts executions from 1; `strikes` counts boots that found
-    the run dead in the process's death without durable progress since. `deadline_at_s` (wall) and `remaining_s` (as of
+    the run dead in the process's death without durable progress since. `begun` counts its beginnings from its input
+    after the first: rounds of a permanent run, and those by hand. `deadline_at_s` (wall) and `remaining_s` (as of
     `claimed_at_s`) bound the whole incarnation; both None when there is no run time-out.
     """
 
@@ -98,6 +103,7 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
     status: RunStatus
     reason: str = ""
     strikes: int = 0
+    begun: int = 0
     claimed_at_s: float = 0.0
     ended_at_s: float | None = None
     deadline_at_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -236,6 +237,56 @@ def test_a_replaced_parents_children_are_not_those_of_its_successor() -> None:
         assert again.query("", 10) == ()
         rig.runtime.get("p/k").tell(Do("done"))
         wait_until(lambda: again.query("", 10) == (("k", "Completed"),))
+
+
+class Nightly(Run[int, int, int]):
+    """Each round has a child of its own, of one key, and ends when that has."""
+
+    restart_policy = RestartPolicy(kind="permanent", backoff=Backoff(initial_s=0.001), max_restarts=3, within_s=1000)
+
+    def begin(self, _: int) -> int:
+        return 0
+
+    def step(self, state: int) -> Wait[int]:
+        self.context.spawn(FailableRun, Told(("wait",)), key="k")
+        return Wait(state)
+
+    def receive(self, state: int, message: ChildEnded) -> Done[int]:
+        assert isinstance(message.outcome, Completed)
+        return Done(state)
+
+
+def test_each_round_of_a_permanent_run_has_children_of_its_own_also_over_a_boot(store_path: Path) -> None:
+    for boot in range(2):
+        with rigged(store_path, Nightly) as rig:
+            if boot == 0:
+                rig.runtime.start(Nightly, 1, run_id="p")
+            for n in range(2):
+                wait_until(lambda: rig.runtime.get("p").status().waiting and rig.runtime.get("p/k").status().waiting)
+                child = rig.runtime.get(FailableRun, "p/k")
+                began = len([event for event in rig.seen.of(RunStarted) if event.run_id == "p/k"])
+                assert began == (n if boot else n + 1)  # the boot resumes the child of the round that goes on
+                if (boot, n) != (0, 1):
+                    child.tell(Do("done"))
+                    assert child.result(10) == 1
+                    wait_until(lambda n=n: len(rig.seen.of(RunStarted)) > n + 1 - boot)
+    assert rig.seen.of(RunStarted)[-1].run_id == "p/k"
+
+
+def test_a_run_that_begins_anew_by_hand_has_children_of_its_own_and_its_seq_goes_on(store_path: Path) -> None:
+    with rigged(store_path, Parent) as rig:
+        parent = rig.runtime.start(Parent, Family({"k": Told(("ok",))}), run_id="p")
+        wait_until(lambda: parent.query("", 10) == (("k", "Completed"),))
+        parent.stop(timeout_s=10)
+        stopped_at = parent.status().seq
+        again = rig.runtime.resume("p", from_input=True)
+        wait_until(lambda: again.query("", 10) == (("k", "Completed"),))
+        assert len([event for event in rig.seen.of(RunStarted) if event.run_id == "p/k"]) == 2
+        assert again.status().seq == stopped_at + 3  # begin, step, receive
+    with rigged(store_path, Parent) as rig:
+        wait_until(lambda: rig.runtime.get("p").status().waiting)
+        assert rig.runtime.get("p").query("", 10) == (("k", "Completed"),)
+        assert not rig.seen.of(RunStarted)
 
 
 class Grandparent(Run[int, int, int]):

@@ -71,8 +71,6 @@ class Ledger:
         """By epoch."""
         self.resumable: set[str] = set()
         """Runs that somebody asked to resume by hand."""
-        self.from_input: set[str] = set()
-        """Those of them that are to begin anew."""
         self.restarted_from_input: set[Life] = set()
         self.reports: dict[Life, Report] = {}
         self.kill_ordered_s: dict[Life, tuple[float, float]] = {}
@@ -161,10 +159,6 @@ class Ledger:
             self.stored[life] = 0
         elif op.drop_snapshots:
             self.restarted_from_input.add(life)
-            if claim.run_id in self.from_input:  # somebody wanted it: all is to be done again
-                self.stored[life] = 0
-                self.acknowledged.pop(life, None)
-                self.unsaved.pop(life, None)
 
     def _fence(self, run_id: str, incarnation: int, epoch: int, what: str) -> None:
         row = self.rows.get(run_id)
@@ -185,7 +179,7 @@ class Ledger:
         loaded = self.disk.load_snapshot(run_id)
         there = 0 if loaded is None else loaded.snapshot.seq
         self.check(
-            there >= self.stored.get(life, 0) or life in self.restarted_from_input,
+            there >= self.stored.get(life, 0),
             f"{life}: the stored seq went back to {there}",
         )
         self.stored[life] = there
@@ -294,8 +288,8 @@ class Ledger:
         )
         if epoch not in self.first_seq:
             self._execution_begins(life, epoch, seq)
-            # A permanent run's next round begins where the one before ended.
-            again = callback == "begin" and inc.policies.restart.kind != "permanent"
+            # A permanent run's next round, and one that was to begin anew, begin where the one before ended.
+            again = callback == "begin" and life not in self.restarted_from_input
             self.check(
                 not again or not self.acknowledged.get(life), f"{life}: begins again although a state was acknowledged"
             )

@@ -116,6 +116,17 @@ def killed_runs_come_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interruption, "_commit_tombstone", commit)
 
 
+def children_of_an_earlier_round_are_the_next_ones(patch: pytest.MonkeyPatch) -> None:
+    """A new round is not told apart from the one before."""
+    original = supervisor.next_claim
+
+    def same_round(claim: RunClaim, *arguments: Any, afresh: bool = False, **more: Any) -> RunClaim:
+        del afresh
+        return original(claim, *arguments, **more)
+
+    patch.setattr(supervisor, "next_claim", same_round)
+
+
 def two_endings(patch: pytest.MonkeyPatch) -> None:
     """The second ending of a race is accepted as well."""
 
@@ -140,6 +151,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         a_zombie_is_not_fenced,
         childrens_ends_not_derived,
         killed_runs_come_back,
+        children_of_an_earlier_round_are_the_next_ones,
         two_endings,
     )
 }

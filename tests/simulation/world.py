@@ -62,7 +62,7 @@ class SimCore(Core):
         self._state = "opening"
         return self.start_tree()
 
-    def opened(self) -> None:
+    def is_open(self) -> None:
         self._state = "open"
 
     def closing(self) -> None:
@@ -73,7 +73,7 @@ class SimCore(Core):
         assert self._supervisor is not None
         self._supervisor.halt()
 
-    def closed(self) -> None:
+    def is_closed(self) -> None:
         self._state = "closed"
         self._refuse_unanswered()
 
@@ -164,7 +164,7 @@ class Process:
         if error is not None:
             self.die(f"it could not open: {error!r}")
             return
-        self.core.opened()
+        self.core.is_open()
         self.open = True
         self.world.ledger.note("process", f"{self.number} is open")
         self.clients.queue.append(self._find_handles)
@@ -214,7 +214,7 @@ class Process:
 
     def _gone(self) -> None:
         if not self.dead:
-            self.core.closed()
+            self.core.is_closed()
             self.check_answers()
             self.die("closed")
 
@@ -420,7 +420,7 @@ class World:
         goal = rng.randint(3, 8)
         children: tuple[str, ...] = ()
         restart = rng.choice(("transient", "transient", "transient", "transient", "permanent", "temporary"))
-        if restart != "permanent" and rng.random() < 0.4:
+        if rng.random() < 0.4:
             children = tuple(rng.sample(("s1", "s2k", "a1", "a22k"), rng.randint(1, 2)))
         self.jobs[run_id] = job = Job(goal, rng.randrange(1000), children)
         self.kinds[run_id] = kind
@@ -651,13 +651,6 @@ class World:
         process = self.process
         assert process is not None
         self.ledger.resumable.add(run_id)
-        job = self.jobs.get(run_id)
-        if job is None or job.children:
-            from_input = (
-                False  # what of its children's ends its dropped state had taken in is lost with a second reboot
-            )
-        if from_input:
-            self.ledger.from_input.add(run_id)
         what = f"resume {run_id}{' from input' if from_input else ''}"
         process.order(what, lambda: process.core.resume(run_id, from_input=from_input), process.hold)
 
