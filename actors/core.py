@@ -1,51 +1,38 @@
-"""The one core under both faces of the runtime: builds the tree, opens and closes it, and knows whom to tell."""
+"""The one core under both faces of the runtime: opens it, closes it, takes its orders and looks things up."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
 import os
-import random
-import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from executus.actors.actor import ActorRef, ExitReport
-from executus.actors.clock import Clock, SystemClock, TimerThread
+from executus.actors.clock import Clock, SystemClock
 from executus.actors.definition import Registry, RunDefinition, checked_labels
-from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
 from executus.actors.environment import Environment
 from executus.actors.errors import RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
-from executus.actors.events import EventBus, RuntimeClosed, StoreActorRestarted, default_logger, log_events
+from executus.actors.events import EventBus, RuntimeClosed, default_logger, log_events
 from executus.actors.future import Promise
-from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, tell_if_alive, view_of_stored
+from executus.actors.homes import Homes
+from executus.actors.incarnation import Ending, Incarnation, RunView, Stage, ended_error, view_of_stored
 from executus.actors.interruption import DrainReport
-from executus.actors.loop_thread import LoopThread
 from executus.actors.messages import (
     DrainRuns,
     IfExists,
-    Probe,
-    Recover,
     ResumeRun,
     StartOrder,
     StartRuns,
-    StoreCrashed,
-    StoreRestarted,
 )
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Run
-from executus.actors.save_slot import StorePort
-from executus.actors.store_actor import StoreActor
+from executus.actors.runtime_tree import RUNS_STOP_S, RuntimeTree
 from executus.actors.stored_runs import resting_incarnation
-from executus.actors.supervisor import RunSupervisor
-from executus.actors.worker_pool import WorkerPool
 from executus.stores import (
     LIVE,
     RESUMABLE,
@@ -55,7 +42,6 @@ from executus.stores import (
     MemoryStore,
     RunStatus,
     StoreError,
-    StoreUnavailable,
     check_run_id,
 )
 
@@ -103,17 +89,13 @@ class Core:
         self._pid = 0
         self._state = "new"
         self._lock = threading.Lock()
-        self._supervisor: ActorRef[RunSupervisor] | None = None
-        self._store_ref: ActorRef[StoreActor] | None = None
-        self._store_restarts = 0
-        self._store_error: ErrorInfo | None = None
         self._closed_by: ErrorInfo | None = None
         self.closed: Promise[ErrorInfo | None] = Promise()
         """Holds when the runtime has closed, with the crash that closed it, if one did."""
         self._unanswered: set[Promise[Any]] = set()
         """Replies that the supervisor owes: if it dies before it has handled the order, nobody else would answer."""
-        self.port = StorePort(self._tell_store)
         self.env: Environment
+        self.tree: RuntimeTree
         if logger is not False:
             self.events.subscribe(log_events(self.logger))
         else:
@@ -129,138 +111,58 @@ class Core:
                 raise RuntimeNotOpen(msg)
             self._state = "opening"
         self._pid = os.getpid()
-        self._pool = WorkerPool(name="executus-worker")
-        self._timers = TimerThread(name="executus-timers")
-        self._store_thread = ThreadDispatcher(name="executus-store")
-        self._supervisor_thread = ThreadDispatcher(name="executus-supervisor")
-        self._loop_thread = None
-        if host_loop is None and any(d.async_callbacks for d in self.registry):
-            try:
-                self._loop_thread = LoopThread()
-            except BaseException:
-                self._state = "closed"
-                raise
-            host_loop = self._loop_thread.loop
-        async_home = self._pool if host_loop is None else LoopDispatcher(host_loop, self._pool)
-        self.env = Environment(
-            clock=self._clock,
-            timers=self._timers,
-            rng=random.Random(),
-            workers=self._pool,
-            store_home=self._store_thread,
-            async_home=async_home,
-            supervisor_home=self._supervisor_thread,
-            loop=host_loop,
-            store=self.store,
-            events=self.events,
-            registry=self.registry,
-            logger=self.logger,
-            pause=_pause,
-            stand_aside=self._pool.stand_aside,
-            backlog=lambda: self._pool.queued() > 0,
-            gather=lambda: time.sleep(GATHER_S),
-            give_way=async_home.give_way if isinstance(async_home, LoopDispatcher) else _nothing,
-            stack_of=stack_of,
-            leaked_threads=self._pool.leaked,
-        )
+        own_loop = host_loop is None and any(definition.async_callbacks for definition in self.registry)
         try:
-            # Its thread starts now: the drain at exit needs timers, and there no thread can be started any more.
-            self._timers.call_at(0.0, lambda: None)
-            self.start_tree().result()
+            self._homes = Homes(host_loop, own_loop=own_loop)
         except BaseException:
             self._state = "closed"
-            self._stop_store(1.0)
-            self._release(1.0)
             raise
-        self._state = "open"
+        self.plant(
+            self._homes.environment(
+                clock=self._clock, store=self.store, events=self.events, registry=self.registry, logger=self.logger
+            )
+        )
+        try:
+            self._homes.start_timers()
+            self.tree.start().result()
+            self._opened()
+        except BaseException:
+            self._state = "closed"
+            self.tree.stop(1.0)
+            self._homes.close(1.0, store_hangs=self.tree.store_hangs)
+            raise
         atexit.register(self._close_at_exit)
 
-    def start_tree(self) -> Promise[None]:
-        """Start the store actor and, once it has opened the store, the run supervisor.
+    def plant(self, env: Environment) -> None:
+        """Make the tree for that environment. Nothing of it runs yet."""
+        self.env = env
+        self.tree = RuntimeTree(env, self.table, crashed=self._crashed, ended=self._ended)
 
-        Does not block: the promise holds when both are ready.
-        """
-        opened: Promise[None] = Promise()
-        ready: Promise[None] = Promise()
-        self._start_store(opened)
-        # Now `_store_ref` is there: what the supervisor tells the store, at once, must not be lost.
-        opened.add_done_callback(lambda _: self._start_supervisor(opened, ready))
-        return ready
+    def _opened(self) -> None:
+        with self._lock:  # with `_crashed`: either it finds us open, or we find what it left
+            if self._closed_by is not None:
+                raise self._not_open()
+            self._state = "open"
 
-    def _start_supervisor(self, opened: Promise[None], ready: Promise[None]) -> None:
-        error = opened.error()
-        if error is not None:
-            ready.try_fail(error)
-            return
-        self._supervisor = RunSupervisor.start_on(
-            self.env.supervisor_home,
-            self.env,
-            self.port,
-            self.table,
-            ready,
-            on_exit=lambda report: self._supervisor_exited(report, ready),
-        )
-        self._tell_supervisor_always(Recover())  # not in its on_start: then the store actor could not answer it yet
+    # --- crashing -----------------------------------------------------------------------------------------------------
 
-    def _start_store(self, opened: Promise[None]) -> None:
-        self._store_ref = StoreActor.start_on(
-            self.env.store_home,
-            self.env,
-            self._tell_supervisor_always,
-            opened=lambda: opened.try_set(None),
-            on_exit=lambda report: self._store_exited(report, opened),
-        )
+    def _crashed(self, error: BaseException) -> None:
+        """The tree cannot go on: this closes the runtime, and the next boot recovers. The first cause counts."""
+        info = ErrorInfo.of(error)
+        with self._lock:  # of a crash and a close, one closes; while opening, `open` raises
+            closes = self._state == "open"
+            if self._closed_by is None and self._state in {"opening", "open"}:
+                self._closed_by = info
+            if closes:
+                self._state = "closing"
+        if closes:
+            self._interrupt_all(f"its supervisor crashed: {info}")
+        self._refuse_unanswered()
 
-    def _store_exited(self, report: ExitReport, opened: Promise[None]) -> None:
-        """The store actor comes back alone, for as long as the runtime lives.
-
-        A store that is down fails no running run.
-        """
-        if report.error is not None and self._supervisor is None:
-            opened.try_fail(report.error)
-            return
-        if report.error is None or self._state in {"closing", "closed"}:
-            return
-        self._store_error = ErrorInfo.of(report.error)
-        self.events.emit(StoreActorRestarted(error=self._store_error))
-        self._tell_supervisor_always(StoreCrashed(StoreUnavailable(f"the store actor crashed: {self._store_error}")))
-        delay_s = STORE_BACKOFF.delay_s(self._store_restarts)
-        self._store_restarts += 1
-        self.env.timers.call_at(self.env.clock.now_s() + delay_s, self._restart_store)
-
-    def _restart_store(self) -> None:
-        if self._state in {"closing", "closed"}:
-            return
-        opened: Promise[None] = Promise()
-        self._start_store(opened)
-        # After `_store_ref` is the new one: what the supervisor sends again must not go to the old one.
-        opened.add_done_callback(self._store_reopened)
-
-    def _store_reopened(self, opened: Promise[None]) -> None:
-        if opened.error() is None:
-            self._store_restarts, self._store_error = 0, None
-            self._tell_supervisor_always(StoreRestarted())
-
-    def _supervisor_exited(self, report: ExitReport, ready: Promise[None]) -> None:
-        """The run supervisor has no restart: its crash closes the runtime, and the next boot recovers."""
-        if report.error is None:
-            return
-        ready.try_fail(report.error)
-        if self._state == "open":
-            self._closed_by = ErrorInfo.of(report.error)
-            self._escalate()
-
-    def _escalate(self) -> None:
-        """Close from a thread of its own: the one that reports the crash belongs to the dispatchers that close."""
-        threading.Thread(target=self._close_crashed, name="executus-escalation", daemon=True).start()
-
-    def _close_crashed(self) -> None:
-        with self._lock:
-            if self._state != "open":
-                return
-            self._state = "closing"
-        self._interrupt_all(f"the run supervisor crashed: {self._closed_by}")
-        self._shut_down(1.0)
+    def _ended(self) -> None:
+        """What a crash left of the tree has ended. We close on the tree's thread: at exit no other can be started."""
+        if self._closed_by is not None and self._state == "closing":
+            self._let_go(1.0)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 
@@ -283,22 +185,20 @@ class Core:
     def finish_close(self, timeout_s: float = 2.0) -> None:
         """After the drain: let everything go. What does not end by itself gets so long, each."""
         self._interrupt_all("the runtime was closed")
-        self._shut_down(timeout_s)
+        self._let_go(timeout_s)
 
     def close(self, drain_s: float = DRAIN_S, release_s: float = 2.0) -> DrainReport | None:
         """Drain, then let everything go. Idempotent. None when it was closed already."""
         if not self.begin_close():
             return None
-        reply: Promise[DrainReport] = Promise()
-        self._tell_supervisor_always(DrainRuns(drain_s, reply))
-        report = reply.result() if reply.wait(drain_s + 0.45) else None
+        reply = self._drain_closing(drain_s)
+        report = reply.result() if reply.wait(drain_s + 0.45) and reply.error() is None else None
         self.finish_close(release_s)
         return report
 
     async def drain_closing(self, timeout_s: float) -> None:
         """The drain of a close, awaited."""
-        reply: Promise[DrainReport] = Promise()
-        self._tell_supervisor_always(DrainRuns(timeout_s, reply))
+        reply = self._drain_closing(timeout_s)
 
         def give_up() -> None:
             reply.try_fail(RuntimeNotOpen("the drain did not end in time"))
@@ -309,33 +209,23 @@ class Core:
         except RuntimeNotOpen:
             return
 
+    def _drain_closing(self, timeout_s: float) -> Promise[DrainReport]:
+        reply: Promise[DrainReport] = Promise()
+        self._unanswered.add(reply)  # and so a crash answers it
+        self.tree.tell_runs(DrainRuns(timeout_s, reply))
+        return reply
+
     def _close_at_exit(self) -> None:
         self.close(EXIT_DRAIN_S, EXIT_RELEASE_S)
 
-    def _shut_down(self, timeout_s: float) -> None:
-        self._stop_store(max(timeout_s, 0.5))  # it may have a commit to end
-        self._release(timeout_s)
+    def _let_go(self, timeout_s: float) -> None:
+        self.tree.stop(max(timeout_s, 0.5) + RUNS_STOP_S)  # the store may have a commit to end
+        self._homes.close(timeout_s, store_hangs=self.tree.store_hangs)
+        self._refuse_unanswered()
         self._state = "closed"
         atexit.unregister(self._close_at_exit)
         self.events.emit(RuntimeClosed(escalated=self._closed_by))
         self.closed.try_set(self._closed_by)
-
-    def _stop_store(self, timeout_s: float) -> None:
-        if self._store_ref is not None and self._store_ref.is_alive():
-            self._store_ref.stop(block=False).wait(timeout_s)
-
-    def _release(self, timeout_s: float) -> None:
-        if self._supervisor is not None:
-            self._supervisor.halt()
-        self._supervisor_thread.close(timeout_s)
-        self._store_thread.close(timeout_s)
-        if isinstance(self.env.async_home, LoopDispatcher):
-            self.env.async_home.close()
-        if self._loop_thread is not None:
-            self._loop_thread.close(timeout_s)
-        self._timers.close(timeout_s)
-        self._pool.close(0.2)
-        self._refuse_unanswered()
 
     def _refuse_unanswered(self) -> None:
         """The supervisor is gone: who still waits for its answer will get none."""
@@ -358,24 +248,16 @@ class Core:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def _tell_store(self, message: object) -> None:
-        ref = self._store_ref
-        if ref is not None:
-            tell_if_alive(ref, message)
-
-    def _tell_supervisor_always(self, message: object) -> None:
-        if self._supervisor is not None:
-            tell_if_alive(self._supervisor, message)
-
     def tell_supervisor(self, message: object, *replies: Promise[Any]) -> None:
         """Give an order; the replies fail if there is nobody to take it."""
         self.check_process()
-        if self._state == "open" and self._supervisor is not None:
+        runs = self.tree.runs if self._state == "open" else None
+        if runs is not None:
             self._unanswered.update(replies)
             for reply in replies:
                 reply.add_done_callback(self._unanswered.discard)
             try:
-                self._supervisor.tell(message)
+                runs.tell(message)
             except ExecutusError:
                 pass
             else:
@@ -505,13 +387,13 @@ class Core:
     def health(self) -> Health:
         """How the runtime is."""
         self.check_open()
-        error = self._store_error or self.env.store_trouble
+        error = self.tree.store_error or self.env.store_trouble
         ratio = 0.0
         try:
             info = self.store.info()
             ratio, kind = info.used_ratio, info.kind
         except StoreError as raised:
-            error, kind = ErrorInfo.of(raised), "?"
+            error, kind = error or ErrorInfo.of(raised), "?"
         leaked = self.env.leaked_threads()
         return Health(
             ok=error is None and leaked == 0 and ratio < 0.8,  # noqa: PLR2004 - the warning threshold of the space rule
@@ -519,24 +401,10 @@ class Core:
             store=kind,
             store_error=None if error is None else str(error),
             store_used_ratio=ratio,
-            worker_threads=self._pool.threads(),
+            worker_threads=self._homes.worker_threads(),
             leaked_threads=leaked,
             event_failures=self.events.failures,
         )
-
-    def probe(self) -> Promise[None]:
-        """Holds once the run supervisor and then the store actor have answered; never, where one is stuck or down."""
-        supervisor_answered: Promise[None] = Promise()
-        both_answered: Promise[None] = Promise()
-
-        def ask_store(_: object) -> None:
-            if self._store_ref is not None:
-                tell_if_alive(self._store_ref, Probe(both_answered), control=True)
-
-        supervisor_answered.add_done_callback(ask_store)
-        if self._supervisor is not None:
-            tell_if_alive(self._supervisor, Probe(supervisor_answered), control=True)
-        return both_answered
 
     def check_open(self) -> None:
         """Raise RuntimeNotOpen, or RuntimeForked."""
@@ -559,17 +427,3 @@ def _has_label(view: RunView, label: str | None) -> bool:
         return True
     key, equals, value = label.partition("=")
     return view.labels.get(key) == value if equals else key in view.labels
-
-
-def _nothing() -> None:
-    """There is no loop to give way on."""
-
-
-def _pause(seconds: float, wake: Promise[None]) -> None:
-    wake.wait(seconds)
-
-
-def stack_of(ident: int | None) -> str:
-    """The stack of a thread, without local variables; empty when it has none."""
-    frame = sys._current_frames().get(ident) if ident is not None else None  # noqa: SLF001 - the documented way there is
-    return "" if frame is None else "".join(traceback.format_stack(frame))

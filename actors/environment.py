@@ -49,6 +49,7 @@ class Environment:
     timers: Timers
     rng: random.Random
     workers: Dispatcher
+    tree_home: Dispatcher
     store_home: Dispatcher
     async_home: Dispatcher
     supervisor_home: Dispatcher

@@ -102,7 +102,7 @@ class _Handle(Generic[R]):
                 return
             inc.durable_waiters.append((slot.published.seq, promise))
             # Looked up again: a restart sees the waiter, or we see its slot.
-            self._core.port.tell(SaveNow(inc.slot or slot))
+            self._core.tree.tell_store(SaveNow(inc.slot or slot))
             if inc.ending.done():  # it ended between; nobody else would answer
                 inc.fail_waiters(ended_error(inc.run_id, inc.ending.result(0)))
 

@@ -113,7 +113,7 @@ class Serving:
     def _look(self) -> None:
         """Ask the tree for an answer; each answer is a ping. At half the period, so that one may be late."""
         if self._watchdog_s is not None:
-            self._core.probe().add_done_callback(lambda _: self._post(Fact.ANSWERED))
+            self._core.tree.probe().add_done_callback(lambda _: self._post(Fact.ANSWERED))
             self._next_look = self._later(self._watchdog_s / 2, lambda: self._post(Fact.TICK))
 
     def _later(self, delay_s: float, fn: Callable[[], None]) -> TimerHandle:

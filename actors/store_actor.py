@@ -81,11 +81,10 @@ class StoreActor(Actor):
 
     crash_log_level = logging.DEBUG  # open() raises it, the event StoreActorRestarted tells of it
 
-    def __init__(self, env: Environment, answer: Any, *, opened: Any = None) -> None:
+    def __init__(self, env: Environment, answer: Any) -> None:
         super().__init__()
         self._env = env
         self._answer = answer
-        self._opened = opened
         self._slots: dict[SaveSlot, None] = {}
         self._orders: list[Commit] = []
         self._due: dict[float, list[SaveSlot]] = {}
@@ -102,8 +101,6 @@ class StoreActor(Actor):
     def on_start(self) -> None:
         """Open the store on the thread that will write it."""
         self._env.store.open()
-        if self._opened is not None:
-            self._opened()
 
     def on_stop(self) -> None:
         """Write what is still due, then let the store go."""

@@ -160,7 +160,7 @@ def test_a_childs_end_comes_again_after_a_boot_exactly_until_a_snapshot_has_take
         assert len(store.children("p")) == (1 if every_s else 0)
         # As a death leaves it: a crash of the supervisor suspends nothing and saves nothing.
         core = rig.runtime._core
-        supervisor = core._supervisor
+        supervisor = core.tree.runs
         assert supervisor is not None
         supervisor.tell(object())
         wait_until(lambda: core._state == "closed")

@@ -357,7 +357,7 @@ def test_a_crash_of_the_run_supervisor_closes_the_runtime_and_no_waiter_hangs() 
         handle = rig.runtime.start(FailableRun, Told(("ok", "wait")), run_id="r")
         wait_until(lambda: handle.status().waiting)
         handle.durable(10)
-        supervisor = rig.runtime._core._supervisor
+        supervisor = rig.runtime._core.tree.runs
         assert supervisor is not None
         supervisor.tell(object())
         with pytest.raises(ExecutusError, match="supervisor crashed"):
@@ -393,7 +393,7 @@ def test_orders_that_a_crashing_supervisor_had_not_handled_yet_are_answered_with
         threads = [threading.Thread(target=order, args=(name,), daemon=True) for name in "abc"]
         threads[0].start()
         assert held.wait(10)
-        supervisor = rig.runtime._core._supervisor
+        supervisor = rig.runtime._core.tree.runs
         assert supervisor is not None
         supervisor.tell(object())
         for thread in threads[1:]:

@@ -359,7 +359,7 @@ def test_starting_the_same_runs_ten_times_over_leaves_the_table_empty() -> None:
             for handle in rig.runtime.start_many(FailableRun, {f"{number}-{n}": Told() for n in range(100)}):
                 assert handle.result(10) == 0
         wait_until(lambda: not rig.runtime._core.table)
-        supervisor = rig.runtime._core._supervisor
+        supervisor = rig.runtime._core.tree.runs
         assert supervisor is not None
         desk = supervisor._actor_weakref().desk  # type: ignore[union-attr]
         assert not desk._pending

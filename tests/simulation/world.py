@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -58,20 +59,17 @@ class SimCore(Core):
         self._process = process
 
     def boot(self, env: Environment) -> Promise[None]:
-        self.env = env
         self._state = "opening"
-        return self.start_tree()
+        self.plant(env)
+        return self.tree.start()
 
     def is_open(self) -> None:
-        self._state = "open"
+        self._opened()
 
     def closing(self) -> None:
         self._state = "closing"
         self._interrupt_all("the runtime was closed")
-        assert self._store_ref is not None
-        self._store_ref.stop(block=False)
-        assert self._supervisor is not None
-        self._supervisor.halt()
+        self.tree.begin_stop()
 
     def is_closed(self) -> None:
         self._state = "closed"
@@ -80,22 +78,25 @@ class SimCore(Core):
     def left_over(self) -> list[str]:
         """What is still held although every run has ended."""
         left = [f"run {run_id} in the table" for run_id in self.table]
-        supervisor = cast("Any", self._supervisor)._actor
+        supervisor = cast("Any", self.tree.runs)._actor
         if supervisor is not None:
             left += [f"commit {p.operations}" for p in supervisor.desk._pending.values()]
             left += [f"timer {key}" for key in supervisor.desk._timers]
             left += [f"ending {inc.run_id}" for inc in supervisor._endings]
-        store = cast("Any", self._store_ref)._actor
+        store = cast("Any", self.tree.store)._actor
         if store is not None:
             left += [f"order {order}" for order in store._orders]
             left += [f"slot {slot.token}" for slot in (*store._slots, *store._due_of)]
         return left
 
-    def _escalate(self) -> None:
-        if not self._process.dead:
+    def _crashed(self, error: BaseException) -> None:
+        if not self._process.dead and self._state != "opening":
             self._process.world.ledger.violated(
-                f"the run supervisor crashed: {self._closed_by}\n{self._closed_by.traceback if self._closed_by else ''}"
+                f"the tree crashed: {error}\n{''.join(traceback.format_exception(error))}"
             )
+
+    def _ended(self) -> None:
+        """Nothing: the violation is noted, and this process goes on as a daemon with a closed runtime does."""
 
 
 class Process:
@@ -115,7 +116,7 @@ class Process:
         self.registry = OLD_REGISTRY if world.chaos and number > 1 and rng.random() < 0.1 else REGISTRY
         homes = {
             name: Home(name, self, pool=name in {"workers", "clients"}, weight=rng.choice((0.2, 1.0, 1.0, 5.0)))
-            for name in ("store", "supervisor", "timers", "loop", "workers", "clients")
+            for name in ("tree", "store", "supervisor", "timers", "loop", "workers", "clients")
         }
         self.clients = homes["clients"]
         scheduler.homes += homes.values()
@@ -133,6 +134,7 @@ class Process:
             timers=SimTimers(scheduler, homes["timers"]),
             rng=rng,
             workers=dispatcher("workers"),
+            tree_home=dispatcher("tree"),
             store_home=dispatcher("store"),
             async_home=dispatcher("loop"),
             supervisor_home=dispatcher("supervisor"),
