@@ -6,12 +6,14 @@ import contextlib
 import heapq
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from executus.actors.errors import RuntimeForked
+from executus.actors.outcomes import indented, traceback_text
 
 log = logging.getLogger("executus.actors")
 
@@ -188,6 +190,16 @@ class TimerThread:
 
 
 def log_contained(text: str, *, error: BaseException | None = None, level: int = logging.ERROR) -> None:
-    """Log the current (or given) error under `text`; what the host's log handlers raise in turn is dropped."""
+    """Log the current (or given) error under `text`; what the host's log handlers raise in turn is dropped.
+
+    The record carries the error itself, for handlers that want it; its text is made here, indented and escaped, for
+    an error's message is the user's and could forge a line or drive a terminal.
+    """
     with contextlib.suppress(BaseException):  # a broken log sink must not change what happens to actors
-        log.log(level, text, exc_info=error if error is not None else True)
+        error = sys.exception() if error is None else error
+        if error is None or not log.isEnabledFor(level):
+            return
+        info = (type(error), error, error.__traceback__)
+        record = log.makeRecord(log.name, level, __file__, 0, text, (), info, "log_contained")
+        record.exc_text = indented(traceback_text(error))  # formatters make their own only where there is none
+        log.handle(record)

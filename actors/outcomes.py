@@ -49,7 +49,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         return cls(
             type=qualified_name(kind),
             message=safe_text(error),
-            traceback=_traceback_text(error),
+            traceback=traceback_text(error),
             mro=tuple(qualified_name(base) for base in kind.__mro__ if base is not object),
         )
 
@@ -78,7 +78,13 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def _traceback_text(error: BaseException) -> str:
+def indented(text: str) -> str:
+    """Lines of foreign text as they may stand in a log: each one indented and escaped."""
+    return "\n".join(f"  {escape(line)}" for line in text.splitlines())
+
+
+def traceback_text(error: BaseException) -> str:
+    """Its traceback, cut, without local variables and the runtime's own frames on top. Never raises."""
     try:
         described = tracebacks.TracebackException(
             type(error), error, _from_user_code(error.__traceback__), capture_locals=False, compact=True

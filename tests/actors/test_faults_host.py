@@ -499,9 +499,6 @@ def test_import_open_and_close_change_no_signal_handler_logging_start_method_env
     assert done.stderr == ""
 
 
-@pytest.mark.xfail(
-    reason="log_contained hands the raw exception to logging: at DEBUG a run's error text can forge a line and drive a terminal"
-)
 def test_newline_and_escape_in_user_text_are_escaped_in_the_boundarys_own_log_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
