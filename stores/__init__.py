@@ -4,6 +4,7 @@ if __name__ != "executus.stores":
     msg = f"import 'executus.stores', not {__name__!r}: install executus (pip install .) and import it by its full name"
     raise ImportError(msg)
 
+from executus.stores.checkup import Damage, DamageKind, RunCheckup
 from executus.stores.errors import (
     ExecutusError,
     InvalidRunId,
@@ -67,6 +68,8 @@ __all__ = [
     "Accepted",
     "CheckpointStore",
     "Claim",
+    "Damage",
+    "DamageKind",
     "Delete",
     "ExecutusError",
     "InvalidRunId",
@@ -80,6 +83,7 @@ __all__ = [
     "RecordTooLarge",
     "Refusal",
     "Refused",
+    "RunCheckup",
     "RunClaim",
     "RunRecord",
     "RunStatus",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -70,6 +71,12 @@ class TransactionRows:
                     if len(found) == limit:
                         break
         return found
+
+    def keys(self, table: Table, first: bytes, limit: int) -> list[bytes]:
+        """At most `limit` keys in order, from `first` on; values are not touched."""
+        with self._txn.cursor(self._databases[table]) as cursor:
+            found = cursor.set_range(first) if first else cursor.first()
+            return list(itertools.islice(cursor.iternext(values=False), limit)) if found else []
 
     def write(self, writes: Writes) -> None:
         """See Rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from executus.stores import codec
-from executus.stores.errors import RecordCorrupt, StoreCorrupt, StoreTooNew
+from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreCorrupt, StoreTooNew
 from executus.stores.rows import Rows, Table
 
 _FORMAT: Final = "format"
@@ -44,6 +44,21 @@ def check_format(rows: Rows, path: str) -> None:
             found=found,
             known=codec.FORMAT_VERSION,
         )
+
+
+def damaged_copies(rows: Rows) -> list[str]:
+    """Which copies of the numbers cannot be read, and why. One of each is enough."""
+    found: list[str] = []
+    for key in [*_numbered(_FORMAT, 0), *_numbered(_BOOT, 0)]:
+        data = rows.get(Table.META, key)
+        try:
+            if data is None:
+                found.append(f"{key.decode()} is not there")
+            else:
+                codec.decode_number(data, key)
+        except (RecordCorrupt, RecordTooLarge, StoreTooNew) as error:
+            found.append(str(error))
+    return found
 
 
 def _numbered(name: str, number: int) -> dict[bytes, bytes | None]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Final
 
 from executus.stores import codec, lmdb_env, lmdb_meta, store_files
+from executus.stores.checkup import RunCheckup, RunRows, check_link, check_run, without_claim
 from executus.stores.errors import StoreClosed, StoreCorrupt, StoreUnavailable
-from executus.stores.owner_lock import boot_id, is_running, read_owner, refuse_in_owner
+from executus.stores.owner_lock import boot_id, holder_of_lock, is_running, read_owner, refuse_in_owner
 from executus.stores.records import StoreInfo
 from executus.stores.row_reader import RowReader
-from executus.stores.rows import Rows, Table
+from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, snapshot_key
+
+_FIRST_PAGE: Final = 32
+_PAGE: Final = 1000
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""A checkup reads about so much at a time: states may be a few bytes or 16 MB."""
 
 
 class LmdbReader(RowReader):
@@ -79,6 +87,87 @@ class LmdbReader(RowReader):
                 map_size_bytes=self._env.map_size_bytes,
             )
 
+    def walk(self) -> None:
+        """Have every page of the file looked at in a process of its own, before `open`. Beside an owner: do nothing.
+
+        Raises as `open`.
+        """
+        self._check_process()
+        with self._typed_errors():
+            self._check_there()
+            refuse_in_owner(self._folder)
+            store_files.check_header(self._folder)
+            self.owner_pid = self._live_owner()
+            if self.owner_pid is None:
+                self._walk(machine_restarted=True)
+
+    def checkup(self) -> Generator[RunCheckup, None, None]:
+        """Every run, in order of id, with what of it cannot be read; then rows that belong to no run that is there.
+
+        A page at a time, each a consistent view that is let go before it is handed out.
+        """
+        self._check_usable()
+        first, limit = b"", _FIRST_PAGE
+        while page := self._run_rows(first, limit):
+            yield from map(check_run, page)
+            first = page[-1].key + SEPARATOR
+            limit = max(1, min(_PAGE, _PAGE_BYTES * len(page) // sum(map(_size, page))))
+        yield from self._without_claim()
+        yield from self._damaged_links()
+
+    def damaged_numbers(self) -> list[str]:
+        """Which copies of the store's own numbers cannot be read. There are two of each, and one is enough."""
+        self._check_usable()
+        with self._view() as rows:
+            return lmdb_meta.damaged_copies(rows)
+
+    def _run_rows(self, first: bytes, limit: int) -> list[RunRows]:
+        with self._view() as rows:
+            claims = rows.page(Table.CLAIMS, first, None, limit)
+            keys = [key for key, _ in claims]
+            records, outcomes = rows.get_many(Table.RECORDS, keys), rows.get_many(Table.OUTCOMES, keys)
+            live = rows.get_many(Table.LIVE, keys)
+            slots = {key: [snapshot_key(key, slot) for slot in SLOTS] for key in keys}
+            snapshots = rows.get_many(Table.SNAPSHOTS, sorted(itertools.chain.from_iterable(slots.values())))
+        return [
+            RunRows(
+                key=key,
+                claim=claim,
+                record=records.get(key),
+                generations={slot: snapshots[slot] for slot in slots[key] if slot in snapshots},
+                outcome=outcomes.get(key),
+                indexed=key in live,
+            )
+            for key, claim in claims
+        ]
+
+    def _without_claim(self) -> Generator[RunCheckup, None, None]:
+        told: set[bytes] = set()
+        for table in (Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE):
+            first = b""
+            while True:
+                with self._view() as rows:
+                    assert isinstance(rows, lmdb_env.TransactionRows)
+                    keys = rows.keys(table, first, _PAGE)
+                    runs = dict.fromkeys(key.partition(SEPARATOR)[0] for key in keys)
+                    claimed = rows.get_many(Table.CLAIMS, runs)
+                if not keys:
+                    break
+                lost = [key for key in runs if key not in claimed and key not in told]
+                told.update(lost)
+                yield from (without_claim(key, table) for key in lost)
+                first = keys[-1] + SEPARATOR
+
+    def _damaged_links(self) -> Generator[RunCheckup, None, None]:
+        first = b""
+        while True:
+            with self._view() as rows:
+                links = rows.page(Table.CHILDREN, first, None, _PAGE)
+            if not links:
+                return
+            yield from (found for key, data in links if (found := check_link(key, data)) is not None)
+            first = links[-1][0] + SEPARATOR
+
     @contextmanager
     def _view(self) -> Generator[Rows, None, None]:
         with self._gate, self._typed_errors():
@@ -101,16 +190,23 @@ class LmdbReader(RowReader):
 
     def _live_owner(self) -> int | None:
         owner = read_owner(self._folder)
-        return owner.pid if owner is not None and owner.closed is None and is_running(owner) else None
+        if owner is not None and owner.closed is None and is_running(owner):
+            return owner.pid
+        try:
+            return holder_of_lock(self._folder)  # who has just taken it, or is in another pid namespace
+        except OSError:
+            return None
 
     def _check_after_unclean_exit(self) -> None:
         """A file that was not closed in peace is walked in a child first, as by any new owner."""
         last = read_owner(self._folder)
         if self.owner_pid is not None or (last is not None and last.closed == store_files.data_file(self._folder)):
             return
-        restarted = last is None or last.boot_id != boot_id()
+        self._walk(machine_restarted=last is None or last.boot_id != boot_id())
+
+    def _walk(self, *, machine_restarted: bool) -> None:
         try:
-            store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=restarted)
+            store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=machine_restarted)
         except StoreCorrupt:
             self.owner_pid = self._live_owner()
             if self.owner_pid is None:
@@ -136,3 +232,8 @@ class LmdbReader(RowReader):
     @property
     def _path(self) -> str:
         return str(self._folder)
+
+
+def _size(rows: RunRows) -> int:
+    values = [rows.claim, rows.record, rows.outcome, *rows.generations.values()]
+    return sum(len(value) for value in values if value is not None)

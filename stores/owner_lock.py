@@ -7,8 +7,11 @@ and the owner's facts in a file of their own, so that nobody opens the lock file
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import struct
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,10 @@ from executus.stores.store_files import DataFile, sync_folder
 LOCK_NAME: Final = "owner.lock"
 FACTS_NAME: Final = "owner.json"
 _MAX_FACTS_BYTES: Final = 4096
+
+_FLOCK: Final = "@hhqqi"
+_WORD_BYTES: Final = 8
+"""`struct flock` of 64-bit Linux: type, whence, start, length, pid."""
 
 _Inode = tuple[int, int]
 
@@ -106,6 +113,26 @@ def refuse_in_owner(folder: Path) -> None:
     """Raise StoreLocked where this very process owns the store: it reads through its own store."""
     if _holder_here(folder / LOCK_NAME) is not None:
         raise _locked_here(folder)
+
+
+def holder_of_lock(folder: Path) -> int | None:
+    """The pid of who holds the lock now, 0 where that is in another pid namespace; None for nobody.
+
+    Asks the system and takes nothing. Not in the owner's own process: closing the file would drop its lock there.
+    Raises OSError where the system does not tell.
+    """
+    if sys.platform != "linux" or struct.calcsize("P") != _WORD_BYTES:
+        raise OSError(errno.ENOTSUP, "the layout of the question is not known for this system")
+    try:
+        fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, question))
+    finally:
+        os.close(fd)
+    return None if kind == fcntl.F_UNLCK else max(pid, 0)
 
 
 def this_process() -> Owner:

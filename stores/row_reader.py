@@ -64,7 +64,7 @@ class RowReader(abc.ABC):
             generations = rows.get_many(Table.SNAPSHOTS, slot_keys)
         if claim is None:
             return None
-        return _newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
+        return newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
 
     def load_outcome(self, run_id: str) -> bytes | None:
         """See CheckpointStore."""
@@ -147,7 +147,11 @@ def _readable_record(data: bytes | None, key: bytes) -> RunRecord | None:
         return None
 
 
-def _newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: str) -> LoadedSnapshot | None:
+def newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: str) -> LoadedSnapshot | None:
+    """Of a run's generations, by their keys, the newest of this incarnation that can be read; None without any.
+
+    Raises RecordCorrupt where there are some and none can be read, StoreTooNew.
+    """
     readable: list[Snapshot] = []
     damaged: list[tuple[codec.Stamp | None, str]] = []
     for slot_key, data in generations.items():

@@ -15,7 +15,7 @@ class ExitCode(enum.IntEnum):
 
     OK = 0
     FAILED = 1
-    """What was asked for was done and found wrong: an invariant of the demo does not hold."""
+    """What was asked for was done and found wrong: an invariant of the demo, a store that needs a person."""
     USAGE = 2
     STORE = 3
     """The store cannot be read: locked, damaged, too new, not there."""

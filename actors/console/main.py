@@ -1,7 +1,7 @@
 """The command `executus`: what it takes, and which command it hands that to.
 
-Exit codes: 0 ok; 1 what was asked for failed, or an invariant is broken; 2 usage; 3 the store cannot be read (locked,
-damaged, missing); 4 not found; 130 interrupted.
+Exit codes: 0 ok; 1 what was asked for failed, an invariant is broken, or something needs a person; 2 usage; 3 the store
+cannot be read (locked, damaged, missing); 4 not found; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from executus.actors.console.demo import demo
+from executus.actors.console.doctor import doctor, print_examination
 from executus.actors.console.failures import CommandFailed, ExitCode, complain
 from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
@@ -101,6 +102,16 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def _doctor(arguments: argparse.Namespace) -> ExitCode:
+    screen = screen_for(as_json=arguments.json)
+    found = doctor(arguments.store, limit=arguments.limit, screen=screen)
+    if arguments.json:
+        print_json(found)
+    else:
+        print_examination(found, screen)
+    return found.exit_code
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="executus", description="Durable, supervised runs: watch them survive, look at what is stored."
@@ -134,6 +145,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("run", help="its id")
     one.add_argument("--raw", action="store_true", help="print the bytes of its state and nothing else")
     one.set_defaults(command=_show)
+
+    one = commands.add_parser(
+        "doctor", parents=[common], help="look at all of a store: what is wrong with it, and what to do"
+    )
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument(
+        "--limit",
+        type=_number(0, 1_000_000),
+        default=10,
+        metavar="N",
+        help="name at most N runs of a kind (default: 10)",
+    )
+    one.set_defaults(command=_doctor)
     return parser
 
 

@@ -102,6 +102,8 @@ def print_listing(listing: Listing, screen: Screen) -> None:
 
 def owner_line(store: str, owner_pid: int | None) -> str:
     """Whether a daemon owns the store."""
+    if owner_pid == 0:
+        return f"{store}: owned by a process of another pid namespace"
     if owner_pid is not None:
         return f"{store}: owned by pid {owner_pid}"
     return f"{store}: no daemon owns it now; its live runs go on when one opens it"
