@@ -1,13 +1,16 @@
-"""What a supervisor knows of a child, and which of its children is next."""
+"""What a supervisor knows of a child, what it hears of it, and which of its children is next."""
 
 from __future__ import annotations
 
 import heapq
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from executus.actors.actor import ActorFuture, ActorRef
+import msgspec
+
+from executus.actors.actor import ActorFuture, ActorRef, ExitReport
 from executus.actors.child_spec import ChildSpec
 from executus.actors.clock import TimerHandle
+from executus.actors.errors import ChildStartFailed
 from executus.actors.tree_ref import ChildInfo, ChildState, Order
 
 StartedFor = Literal["initial", "start_child", "restart_child", "restart"]
@@ -50,6 +53,24 @@ class Child:
         """Whether its actor has said that it started, though perhaps not heard yet."""
         return self.started is not None and self.started.done() and self.started.error() is None
 
+    def answer_start(self, ref: ActorRef[Any]) -> None:
+        """Give its actor to who asked for its start, if somebody did."""
+        if self.reply is not None:
+            self.reply.try_set(ref)
+            self.reply = None
+
+    def refuse_start(self, supervisor: str, cause: BaseException | None, done: str) -> None:
+        """Tell who asked for its start why it has not started."""
+        if self.reply is not None:
+            self.reply.try_fail(ChildStartFailed(supervisor, self.spec.id, cause, done))
+            self.reply = None
+
+    def answer_stops(self, *, in_time: bool) -> None:
+        """Tell who asked for its stop."""
+        replies, self.stop_replies = self.stop_replies, []
+        for reply in replies:
+            reply.try_set(in_time)
+
     def info(self) -> ChildInfo:
         """It, for others."""
         spec = self.spec
@@ -82,3 +103,34 @@ class InOrder:
         while self._heap and self._heap[0][1].state not in self._states:
             self._in.discard(heapq.heappop(self._heap)[0])
         return self._heap[0][1] if self._heap else None
+
+
+# --- news: all by number, so that what is told of a former life of a child changes nothing ----------------------------
+
+
+class ChildStarted(msgspec.Struct, frozen=True):
+    """Its `on_start` is through; for a supervisor, those of its children, too."""
+
+    life: int
+
+
+class ChildExited(msgspec.Struct, frozen=True):
+    """It has ended. Comes exactly once for each actor that was started."""
+
+    life: int
+    report: ExitReport
+
+
+class StopTimedOut(msgspec.Struct, frozen=True):
+    """Its time to stop is over."""
+
+    life: int
+
+
+class DelayElapsed(msgspec.Struct, frozen=True):
+    """A backoff is over."""
+
+    delay: int
+
+
+News: TypeAlias = ChildStarted | ChildExited | StopTimedOut | DelayElapsed

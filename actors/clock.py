@@ -189,6 +189,26 @@ class TimerThread:
             return None
 
 
+_timers_lock = threading.Lock()
+_timers: tuple[int, TimerThread] | None = None
+
+
+def default_timers() -> Timers:
+    """The process's own timers, made on first use. A forked child gets others.
+
+    Never closed: their thread is a daemon.
+    """
+    global _timers  # noqa: PLW0603 - as the default dispatcher, see there
+    # Read without the lock: a tuple that is there is complete. Made under it: once a process.
+    found = _timers
+    if found is not None and found[0] == os.getpid():
+        return found[1]
+    with _timers_lock:
+        if _timers is None or _timers[0] != os.getpid():
+            _timers = (os.getpid(), TimerThread(name="executus-default-timers"))
+        return _timers[1]
+
+
 def log_contained(text: str, *, error: BaseException | None = None, level: int = logging.ERROR) -> None:
     """Log the current (or given) error under `text`; what the host's log handlers raise in turn is dropped.
 

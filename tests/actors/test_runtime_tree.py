@@ -16,8 +16,8 @@ from executus.actors.admission import Admission
 from executus.actors.core import Core
 from executus.actors.events import Event, RunStarted, RuntimeClosed, StoreActorRestarted
 from executus.actors.incarnation import tell_if_alive
+from executus.actors.nursery import Nursery
 from executus.actors.runtime_tree import RuntimeTree
-from executus.actors.tree import Supervisor
 from executus.actors.tree_ref import SupervisorRef
 from executus.stores import LmdbStore, MemoryStore, StoreLocked, StoreUnavailable
 from tests.doubles import Do, FailableRun, Told, rigged
@@ -331,20 +331,22 @@ def test_a_crash_of_the_run_supervisor_lets_the_store_commit_what_it_was_told() 
 def test_a_crash_of_a_supervisor_of_the_tree_itself_closes_the_runtime_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with rigged() as rig:
+    disk = Moody()
+    with rigged(disk) as rig:
         handle = rig.waiting()
         store = names(top(rig.runtime))["store"].ref
 
-        def broken(_self: Supervisor) -> Any:
+        def broken(_self: Nursery) -> Any:
             raise Defect("in the tree")
 
-        monkeypatch.setattr(Supervisor, "_counts", broken)
+        monkeypatch.setattr(Nursery, "counts", broken)
         store.count_children()
         with pytest.raises(ExecutusError, match="in the tree"):
             handle.result(10)
         closed = rig.seen.wait_for(RuntimeClosed)
         assert isinstance(closed.escalated, ErrorInfo)
         assert rig.runtime._core.closed.result(10) == closed.escalated
+        assert disk.closed == 1
 
 
 def test_a_crash_during_the_drain_of_a_close_ends_it_at_once() -> None:

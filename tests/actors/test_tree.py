@@ -35,6 +35,7 @@ from executus.actors.errors import (
     RestartIntensityReached,
 )
 from executus.actors.future import Promise
+from executus.actors.nursery import Nursery
 from executus.actors.policies import Backoff
 from executus.actors.tree import Supervisor
 from executus.actors.tree_ref import ChildCounts, ChildState, SupervisorRef
@@ -762,6 +763,73 @@ def test_in_one_for_one_a_restart_that_hangs_holds_up_nobody(world: World):
     assert world.what() == ["!b", "+b", "-c"]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("exit_", [name for name, (_, _, restarts) in EXITS.items() if restarts == 1])
+@pytest.mark.parametrize("first", ["stop_child", "exit"])
+def test_of_stop_child_and_an_end_at_the_same_time_the_child_stays_stopped_and_no_bystander_notices(
+    world: World, strategy: Strategy, exit_: str, first: str
+):
+    tree = start(world, kids(world, "abc"), strategy="one_for_one" if first == "exit" else strategy, max_restarts=1)
+    before = refs(world, tree)
+    subject = child(world, tree, "b")
+    world.held = {"b"}
+    if first == "exit":
+        EXITS[exit_][0](world, subject)
+    stopped = tree.stop_child("b")
+    world.run()
+    if first == "stop_child":
+        EXITS[exit_][0](world, subject)
+    world.held.clear()
+    world.run()
+    assert stopped.get(timeout=0) is (exit_ != "abandoned" or first == "exit")
+    assert refs(world, tree) == {**before, "b": None}
+    again = tree.restart_child("b")
+    world.run()
+    assert again.get(timeout=0).is_alive()
+    assert tree.is_alive()
+
+
+def test_one_before_the_group_that_ends_while_the_group_is_being_stopped_takes_the_group_along(world: World):
+    tree = start(world, kids(world, "abcd"), strategy="rest_for_one", max_restarts=2)
+    world.held = {"c"}
+    crash(world, tree, "b")
+    crash(world, tree, "a")
+    assert world.what() == ["+a", "+b", "+c", "+d", "!b", "-d", "!a"]
+    world.held.clear()
+    world.run()
+    assert world.what() == ["-c", "+a", "+b", "+c", "+d"]
+    assert states(world, tree) == dict.fromkeys("abcd", "running")
+
+
+def test_one_of_the_group_that_could_not_be_started_again_has_those_before_it_stopped_first(world: World):
+    tree = start(world, kids(world, "abcd"), strategy="rest_for_one", max_restarts=2)
+    world.what()
+    world.fail_start["c"] = [Crash("c")]
+    crash(world, tree, "b")
+    assert world.what() == ["!b", "-d", "-c", "+b", "+c", "+d"]
+
+
+@pytest.mark.parametrize("where", ["top", "below"])
+def test_a_supervisor_that_crashes_itself_leaves_no_child_alive(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    tree = start(world, [kid(world, "a"), inside("sub", kids(world, "xy")), kid(world, "b")], max_restarts=1)
+    sub = child(world, tree, "sub")
+    world.what()
+    with monkeypatch.context() as patch:
+        patch.setattr(Nursery, "counts", raising(Strange()))
+        counted = (tree if where == "top" else sub).count_children()
+        world.run()
+    with pytest.raises(pykka.ActorDeadError):
+        counted.get(timeout=0)
+    if where == "top":
+        assert isinstance(ended(tree)[0].error, TypeError | Strange)
+        assert sorted(world.what()) == ["-a", "-b", "-x", "-y"]
+    else:
+        assert states(world, tree) == {"a": "running", "sub": "running", "b": "running"}
+        assert sorted(world.what()) == ["+x", "+y", "-x", "-y"]
+
+
 # --- intensity and backoff --------------------------------------------------------------------------------------------
 
 
@@ -824,13 +892,14 @@ def test_trying_again_for_ever_takes_no_more_room(world: World, strategy: Strate
     backoff = Backoff(initial_s=10.0, factor=1.0, max_s=10.0)
     tree = start(world, kids(world, "abc"), strategy=strategy, backoff=backoff)
     actor: Any = tree._actor_weakref()
+    nursery = actor._nursery
     world.fail_start["a"] = [Crash(str(n)) for n in range(500)]
     crash(world, tree, "a")
     world.pass_s(3600.0)
     assert len(world.fail_start["a"]) < 200
     assert states(world, tree)["a"] == "waiting"
-    assert max(len(actor._starts._heap), len(actor._stops._heap)) <= 3
-    assert max(len(actor._delays), len(actor._restarts_s), len(actor._lives)) <= 3
+    assert max(len(nursery._starts._heap), len(nursery._stops._heap)) <= 3
+    assert max(len(nursery._delays), len(actor._restarts_s), len(nursery._lives)) <= 3
     world.fail_start.clear()
     world.pass_s(60.0)
     assert states(world, tree) == dict.fromkeys("abc", "running")
