@@ -11,6 +11,10 @@ from executus.actors.errors import (
     ActorError,
     AskCycle,
     BlockingCallOnLoop,
+    ChildExists,
+    ChildNotFound,
+    ChildNotStopped,
+    ChildStartFailed,
     InvalidInput,
     InvalidMessage,
     InvalidRunType,
@@ -19,6 +23,7 @@ from executus.actors.errors import (
     NotRegistered,
     NotResumable,
     QueryFailed,
+    RestartIntensityReached,
     ResultUnreadable,
     RunCancelled,
     RunCrashed,
@@ -59,6 +64,7 @@ from executus.actors.policies import Backoff, RestartPolicy, SavePolicy, StopPol
 from executus.actors.run import ChildEnded, ChildRef, Done, Factory, Reply, Run, RunContext, Wait, WaitExpired
 from executus.actors.runtime import AsyncRuntime, Runtime
 from executus.actors.tree import Supervisor
+from executus.actors.tree_ref import ChildCounts, ChildInfo, ChildState, SupervisorRef
 from executus.stores import ExecutusError, InvalidRunId, RunStatus
 
 __all__ = [
@@ -72,9 +78,16 @@ __all__ = [
     "Backoff",
     "BlockingCallOnLoop",
     "Cancelled",
+    "ChildCounts",
     "ChildEnded",
+    "ChildExists",
+    "ChildInfo",
+    "ChildNotFound",
+    "ChildNotStopped",
     "ChildRef",
     "ChildSpec",
+    "ChildStartFailed",
+    "ChildState",
     "Completed",
     "Done",
     "DrainReport",
@@ -100,6 +113,7 @@ __all__ = [
     "Quarantined",
     "QueryFailed",
     "Reply",
+    "RestartIntensityReached",
     "RestartPolicy",
     "ResultUnreadable",
     "Run",
@@ -129,6 +143,7 @@ __all__ = [
     "StartFailed",
     "StopPolicy",
     "Supervisor",
+    "SupervisorRef",
     "TimedOut",
     "Wait",
     "WaitExpired",
