@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from executus.actors.clock import log_contained
 from executus.actors.errors import DispatcherClosed, RuntimeForked
+from executus.actors.forks import forks
 from executus.actors.future import Promise
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class ThreadDispatcher:
 
     def __init__(self, *, name: str = "executus-thread") -> None:
         self._name = name
-        self._pid = os.getpid()
+        self._born = forks.count
         # Guards `_closed` and `_thread` and orders puts against `close`: behind the None that ends the thread nothing
         # is put.
         self._lock = threading.Lock()
@@ -200,7 +200,7 @@ class ThreadDispatcher:
 
     def schedule(self, turn: Turn) -> None:
         """See `Dispatcher`. Raises also what starting the thread raises."""
-        if os.getpid() != self._pid:
+        if self._born != forks.count:
             raise RuntimeForked(f"{self._name}: its thread belongs to the parent process")
         with self._lock:
             if self._closed:
@@ -224,7 +224,7 @@ class ThreadDispatcher:
                 self._closed = True
                 self._ready.put(None)
             thread = self._thread
-        if thread is None or thread is threading.current_thread() or os.getpid() != self._pid:
+        if thread is None or thread is threading.current_thread() or self._born != forks.count:
             return True
         thread.join(timeout_s)
         if not thread.is_alive():
@@ -265,7 +265,7 @@ class LoopDispatcher:
         self._pool = pool
         self.give_way = GiveWay()
         """For whoever else works on this loop, after each of its turns."""
-        self._pid = os.getpid()
+        self._born = forks.count
         # Guards the three below: a turn is appended and found pending, or its scheduler is the one that calls the loop.
         self._lock = threading.Lock()
         self._ready: deque[Turn] = deque()
@@ -274,7 +274,7 @@ class LoopDispatcher:
 
     def schedule(self, turn: Turn) -> None:
         """See `Dispatcher`. A loop that was closed is a closed dispatcher, and the turns still waiting are refused."""
-        if os.getpid() != self._pid:
+        if self._born != forks.count:
             raise RuntimeForked("the event loop belongs to the parent process")
         with self._lock:
             if self._closed:

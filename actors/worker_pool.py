@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -15,7 +14,8 @@ from typing import Final, TypeVar
 from executus.actors.clock import log_contained
 from executus.actors.dispatcher import Job, StandAside, Turn, TurnBudget, refuse_all, run_contained
 from executus.actors.errors import DispatcherClosed, RuntimeForked
-from executus.actors.future import Promise, this_thread
+from executus.actors.forks import forks
+from executus.actors.future import Promise, give_way, this_thread
 from executus.actors.lanes import Habits, Lane, Worker
 from executus.actors.pool_monitor import COMPUTING_S, TICK_S, Look, Looks, Monitor, is_blocked, is_computing
 
@@ -69,11 +69,13 @@ class WorkerPool(StandAside):
         blocking = max_threads - COMPUTING_WORKERS - 1
         if blocking < 1:
             raise ValueError(f"needs max_threads of at least {COMPUTING_WORKERS + 2}, got {max_threads}")
+        self.lends_turns = True
+        """Whether an actor may run its turn on its asker's thread. Not after closing: nothing runs any more then."""
         self.start_errors = 0
         self._max = max_threads
         self._name = name
         self._on_start_error = on_start_error
-        self._pid = os.getpid()
+        self._born = forks.count
         self._ready: deque[Turn] = deque()
         self._blocking = Lane("blocking", blocking)
         self._computing = Lane("computing", COMPUTING_WORKERS)
@@ -105,7 +107,7 @@ class WorkerPool(StandAside):
 
     def schedule(self, turn: Turn) -> None:
         """See `Dispatcher`."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._born != forks.count:
             self._refuse()
         self._ready.append(turn)
         if self._resting:
@@ -115,7 +117,7 @@ class WorkerPool(StandAside):
 
     def submit(self, fn: Callable[[], T]) -> Promise[T]:
         """See `Dispatcher`. Such calls are expected to block and go to the lane for that."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._born != forks.count:
             self._refuse()
         job = Job(fn)
         self._enter(self._blocking, job)
@@ -123,7 +125,7 @@ class WorkerPool(StandAside):
 
     def abandoned(self, turn: Turn) -> None:
         """Count the thread that runs `turn` as leaked and replace it. It ends when its turn returns, if ever."""
-        if os.getpid() != self._pid:
+        if self._born != forks.count:
             return
         successor = None
         with self._lock:
@@ -163,9 +165,10 @@ class WorkerPool(StandAside):
         Threads that did not are daemons: they keep neither this call nor the interpreter's exit. From inside a turn it
         does not wait for its own thread.
         """
-        if os.getpid() != self._pid:
+        if self._born != forks.count:
             return True
         until_s = monotonic() + timeout_s
+        self.lends_turns = False
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -186,7 +189,7 @@ class WorkerPool(StandAside):
         return not any(thread.is_alive() or thread.ident is None for thread in others)
 
     def _refuse(self) -> None:
-        if os.getpid() != self._pid:
+        if self._born != forks.count:
             raise RuntimeForked(f"{self._name}: its threads belong to the parent process")
         raise DispatcherClosed(f"{self._name}: closed, runs nothing any more")
 
@@ -251,7 +254,8 @@ class WorkerPool(StandAside):
 
     def _lead(self, worker: Worker) -> None:
         """Run short turns for as long as this worker has the role."""
-        popleft, habits = self._ready.popleft, self._habits
+        ready, habits = self._ready, self._habits
+        popleft = ready.popleft
         every_s = YIELD_EVERY_S
         yield_at_s = monotonic() + every_s
         moved = 0
@@ -261,6 +265,9 @@ class WorkerPool(StandAside):
             except IndexError:
                 if moved:
                     moved = self._send_for_workers()
+                    continue
+                give_way()  # who waits for our last turn may have the next one: then neither has to be woken
+                if ready:
                     continue
                 found = self._rest(worker)
                 if found is None:
@@ -374,7 +381,7 @@ class WorkerPool(StandAside):
 
     def _about_to_block(self, worker: Worker) -> None:
         """The worker's own turn is going to wait: it needs neither the leader's role nor a computing worker's place."""
-        if os.getpid() != self._pid:  # forked from inside a turn: nobody is there to take over
+        if self._born != forks.count:  # forked from inside a turn: nobody is there to take over
             return
         if self._leader is worker:
             self._hand_on(worker, self._blocking)

@@ -1056,7 +1056,7 @@ def test_an_event_loop_that_closes_ends_its_actors_and_answers_their_askers(
     loop = asyncio.new_event_loop()
     dispatcher: Dispatcher = LoopDispatcher(loop, pool)
     idle, scheduled = (Plain.start_on(dispatcher, on_exit=reports.append) for _ in range(2))
-    while idle.running_thread() or scheduled.running_thread() or idle._busy or scheduled._busy:
+    while not (idle._idle and scheduled._idle):
         loop.run_until_complete(asyncio.sleep(0))
     pending = scheduled.ask("x", block=False)
     loop.close()

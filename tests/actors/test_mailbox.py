@@ -13,7 +13,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from executus.actors.errors import MailboxClosed, MailboxFull
-from executus.actors.mailbox import IDLE, NOTHING, SCHEDULED, Mailbox
+from executus.actors.mailbox import ENDED, NOTHING, Mailbox
 
 
 class Box(Mailbox):
@@ -31,12 +31,18 @@ class Box(Mailbox):
         return "a box"
 
 
+def idle(box: Box) -> bool:
+    """Whether the token is there, once, for somebody to take."""
+    assert len(box._idle) <= 1
+    return bool(box._idle) and box._idle is not ENDED
+
+
 def opened(limit: int | None = None) -> Box:
     box = Box(limit)
     box.open()
     assert box.enter(1)
     box.leave()
-    assert box._busy == IDLE
+    assert idle(box)
     box.scheduled = 0
     return box
 
@@ -89,9 +95,9 @@ def test_an_owner_that_leaves_with_messages_waiting_is_scheduled_again():
     assert box.take() == 1
     box.leave()
     assert box._running is None
-    assert (box.scheduled, box._busy) == (2, SCHEDULED)
+    assert (box.scheduled, idle(box)) == (2, False)
     assert taken(box) == [2]
-    assert box._busy == IDLE
+    assert idle(box)
 
 
 def test_what_is_told_before_opening_waits_for_the_first_turn():
@@ -142,7 +148,7 @@ def test_closing_hands_over_what_was_accepted_and_not_taken():
     assert box._leftovers == [2]
     assert box.take() is NOTHING
     box.leave()
-    assert (box.scheduled, box._busy) == (1, IDLE)
+    assert (box.scheduled, idle(box), box._idle is ENDED) == (1, False, True)
 
 
 def test_any_object_may_be_a_message_also_one_that_compares_strangely():
@@ -180,18 +186,18 @@ def test_a_late_message_taken_out_by_another_late_teller_is_still_refused_at_its
 
 
 def test_a_teller_whose_message_was_taken_before_closing_is_not_told_otherwise():
-    # It put, the owner took the message and ended, and only now it looks at the busy slot.
+    # It put, the owner took the message and ended, and only now it looks for the token.
     box = opened()
     message = object()
     box._queue.put(message)
-    box._busy = SCHEDULED
+    del box._idle[0]
     assert taken(box) == [message]
     box.close()
     box._wake(message)
 
 
 def test_a_message_put_between_the_owner_s_last_look_and_going_idle_wakes_it():
-    # Its teller reads the busy slot while the owner is still in its turn, and leaves the waking to the owner.
+    # Its teller looks for the token while the owner is still in its turn, and leaves the waking to the owner.
     box = opened()
     box.tell("first")
     assert box.enter(1)
@@ -208,7 +214,7 @@ def test_a_message_put_between_the_owner_s_last_look_and_going_idle_wakes_it():
             was_empty = self.inner.empty()
             if not self.looked:
                 self.looked = True
-                assert box._busy == 1
+                assert not idle(box)
                 box.tell("second")
             return was_empty
 
@@ -217,7 +223,7 @@ def test_a_message_put_between_the_owner_s_last_look_and_going_idle_wakes_it():
 
     box._queue = Interleaved(box._queue)  # type: ignore[assignment]
     box.leave()
-    assert (box.scheduled, box._busy) == (2, SCHEDULED)
+    assert (box.scheduled, idle(box)) == (2, False)
     assert taken(box) == ["second"]
 
 
@@ -343,7 +349,7 @@ class MailboxMachine(RuleBasedStateMachine):
             self.box.tell_control(n)
             self.control.append(n)
 
-    @precondition(lambda self: not self.in_turn and self.box._busy == SCHEDULED)
+    @precondition(lambda self: not self.in_turn and not self.box._idle)
     @rule()
     def enter(self) -> None:
         assert self.box.enter(5)
@@ -375,9 +381,9 @@ class MailboxMachine(RuleBasedStateMachine):
     def an_owner_with_messages_is_awake(self) -> None:
         assert self.box.queued() == len(self.control) + len(self.work)
         if self.control or self.work:
-            assert self.box._busy != IDLE
+            assert not idle(self.box)
         if self.closed:
-            assert self.box._busy == IDLE
+            assert self.box._idle is ENDED
 
 
 TestMailboxMachine = MailboxMachine.TestCase

@@ -78,12 +78,12 @@ class SimCore(Core):
     def left_over(self) -> list[str]:
         """What is still held although every run has ended."""
         left = [f"run {run_id} in the table" for run_id in self.table]
-        supervisor = cast("Any", self.tree.runs)._actor
+        supervisor = cast("Any", self.tree.runs)._actor_weakref()
         if supervisor is not None:
             left += [f"commit {p.operations}" for p in supervisor.desk._pending.values()]
             left += [f"timer {key}" for key in supervisor.desk._timers]
             left += [f"ending {inc.run_id}" for inc in supervisor._endings]
-        store = cast("Any", self.tree.store)._actor
+        store = cast("Any", self.tree.store)._actor_weakref()
         if store is not None:
             left += [f"order {order}" for order in store._orders]
             left += [f"slot {slot.token}" for slot in (*store._slots, *store._due_of)]
