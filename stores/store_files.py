@@ -26,6 +26,7 @@ _META: Final = struct.Struct("=IIQQI")
 _TAIL: Final = struct.Struct("=QQ")
 """At 136: last page, transaction id."""
 _TAIL_PLACE: Final = 136
+_READ_AGAIN: Final = 5
 _SMALLEST_PAGE: Final = 512
 _LARGEST_PAGE: Final = 65536
 
@@ -76,10 +77,7 @@ def check_header(folder: Path) -> None:
 
     Raises StoreCorrupt, StoreTooNew, OSError. A truncated file would be a SIGBUS of the whole process.
     """
-    path = folder / DATA_NAME
-    with path.open("rb") as file:
-        head = file.read(_LARGEST_PAGE + _TAIL_PLACE + _TAIL.size)
-        size_bytes = os.fstat(file.fileno()).st_size
+    head, size_bytes = _read_head(folder)
     if len(head) < _TAIL_PLACE + _TAIL.size:
         raise _corrupt(folder, f"{DATA_NAME} is {size_bytes} bytes long, shorter than one page")
     version, page_bytes = _identify(head, folder)
@@ -95,7 +93,16 @@ def check_header(folder: Path) -> None:
         raise _corrupt(folder, f"its page size says {page_bytes}")
     if len(head) < page_bytes + _TAIL_PLACE + _TAIL.size:
         raise _corrupt(folder, f"{DATA_NAME} is {size_bytes} bytes long, shorter than two pages of {page_bytes}")
-    last = max((_tail(head, 0), _tail(head, page_bytes)), key=lambda meta: meta[1])[0]
+    first, second = _tail(head, 0), _tail(head, page_bytes)
+    for _ in range(_READ_AGAIN):
+        if _follow_each_other(first[1], second[1]):
+            break
+        head, size_bytes = _read_head(folder)  # an owner may have committed while it was being read
+        first, second = _tail(head, 0), _tail(head, page_bytes)
+    else:
+        why = f"its header pages say transactions {first[1]} and {second[1]}, which never stand together"
+        raise _corrupt(folder, why)
+    last = max(first, second, key=lambda meta: meta[1])[0]
     needed_bytes = (last + 1) * page_bytes
     if size_bytes < needed_bytes:
         raise _corrupt(folder, f"{DATA_NAME} is truncated: {size_bytes} bytes of {needed_bytes}")
@@ -181,6 +188,26 @@ def is_file(path: Path, stat: os.stat_result) -> bool:
         return False
 
 
+def make_folder(folder: Path, mode: int) -> None:
+    """Make a folder and those above it that are missing; every name on the way is durable then. Raises OSError.
+
+    A creation that was killed may have left names that are not: so those that were there are flushed as well, as far as
+    this user may, up to the root of their file system.
+    """
+    way = [folder, *folder.parents]
+    missing = {place for place in way if not place.exists()}
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    device = folder.stat().st_dev
+    for place in way[:-1]:
+        if place.parent.stat().st_dev != device:
+            break
+        try:
+            sync_folder(place.parent)
+        except OSError:
+            if place in missing:
+                raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -203,6 +230,21 @@ def _identify(head: bytes, folder: Path) -> tuple[int, int]:
 def _tail(head: bytes, place: int) -> tuple[int, int]:
     last_page, transaction = _TAIL.unpack_from(head, place + _TAIL_PLACE)
     return last_page, transaction
+
+
+def _read_head(folder: Path) -> tuple[bytes, int]:
+    with (folder / DATA_NAME).open("rb") as file:
+        return file.read(_LARGEST_PAGE + _TAIL_PLACE + _TAIL.size), os.fstat(file.fileno()).st_size
+
+
+def _follow_each_other(first: int, second: int) -> bool:
+    """Are these the numbers of the last two commits, each in its page? LMDB writes the header pages in turn.
+
+    They have no checksum: a flipped bit in one number passes the commit before for the last one.
+    """
+    if first == second == 0:
+        return True  # never written to
+    return first % 2 == 0 and second % 2 == 1 and abs(first - second) == 1
 
 
 def _corrupt(folder: Path, why: str) -> StoreCorrupt:
