@@ -13,9 +13,11 @@ from executus.actors.family import Family
 from executus.actors.incarnation import Incarnation
 from executus.actors.interruption import Interruption
 from executus.actors.outcomes import KillRequested
+from executus.actors.runtime_tree import RuntimeTree
 from executus.actors.save_slot import SaveSlot
 from executus.actors.store_actor import StoreActor
 from executus.actors.throttle import NEVER
+from executus.actors.tree import Supervisor
 from executus.stores import ENDED, RunClaim, RunStatus, Token, batch
 from executus.stores.fencing import Fit, judge_writer
 
@@ -140,6 +142,24 @@ def two_endings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(batch, "judge_settle", judge)
 
 
+def a_store_that_comes_back_is_not_announced(patch: pytest.MonkeyPatch) -> None:
+    """What a crashed store actor had not answered is not sent to the next one."""
+    patch.setattr(RuntimeTree, "_store_started", lambda _self, _started: None)
+
+
+def a_crashed_store_is_not_restarted(patch: pytest.MonkeyPatch) -> None:
+    """The supervisor of the store forgets its child."""
+    original = Supervisor.failed
+
+    def failed(self: Supervisor, child: Any, how: Any, error: BaseException | None) -> None:
+        if child.spec.id == "actor":
+            self._nursery.rest(child)
+        else:
+            original(self, child, how, error)
+
+    patch.setattr(Supervisor, "failed", failed)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     plant.__name__: plant
     for plant in (
@@ -153,5 +173,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         killed_runs_come_back,
         children_of_an_earlier_round_are_the_next_ones,
         two_endings,
+        a_store_that_comes_back_is_not_announced,
+        a_crashed_store_is_not_restarted,
     )
 }
