@@ -142,7 +142,7 @@ def test_a_supervisor_that_is_stuck_does_not_keep_serve_from_its_end() -> None:
     with rigged(drain_timeout_s=0.1) as rig:
         stuck: Promise[None] = Promise()
         stuck.add_done_callback(lambda _: gate.wait())
-        rig.runtime._core._supervisor.tell(Probe(stuck))  # type: ignore[union-attr]
+        rig.runtime._core.tree.tell_runs(Probe(stuck))
         wait_until(stuck.done)
         try:
             with meanwhile(signalled), pytest.raises(WaitTimeout, match="supervisor is stuck"):
@@ -154,7 +154,7 @@ def test_a_supervisor_that_is_stuck_does_not_keep_serve_from_its_end() -> None:
 def test_a_probe_is_answered_by_the_supervisor_and_the_store_ahead_of_their_work() -> None:
     with rigged() as rig:
         rig.runtime.start(FailableRun, Told(("wait",)))
-        assert rig.runtime._core.probe().wait(10)
+        assert rig.runtime._core.tree.probe().wait(10)
 
 
 def test_of_two_runtimes_of_one_process_one_serves_and_a_cancelled_serve_puts_everything_back() -> None:

@@ -50,7 +50,7 @@ class Operator:
 
     def do_stick(self, who: str) -> None:
         """Block an actor's thread within a message, until `unstick`."""
-        ref: Any = {"supervisor": self.core._supervisor, "store": self.core._store_ref}[who]
+        ref: Any = {"supervisor": self.core.tree.runs, "store": self.core.tree.store}[who]
         stuck: Promise[None] = Promise()
         stuck.add_done_callback(lambda _: self.gate.wait())
         ref.tell(Probe(stuck))
@@ -72,7 +72,7 @@ class Operator:
 
     def do_crash(self) -> None:
         """The run supervisor meets what it does not know."""
-        self.core._supervisor.tell("no message of yours")  # type: ignore[union-attr]
+        self.core.tree.tell_runs("no message of yours")
 
 
 def options(world: World) -> dict[str, Any]:
