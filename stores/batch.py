@@ -161,6 +161,8 @@ class Batch:
         if fence is None:
             data = self._get(Table.CLAIMS, key)
             if data is None:
+                if self._get(Table.RECORDS, key) is not None:  # a flipped bit in its key hides the claim: not a free id
+                    raise RecordCorrupt("its claim is not there", run_id=run_id, what="claim")
                 return None
             fence = self.fences[run_id] = Fence(codec.decode_claim(data, key))
         return fence

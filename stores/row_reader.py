@@ -9,7 +9,16 @@ from typing import Final
 
 from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
-from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, RunRecord, Snapshot, StoredRun, StoreInfo
+from executus.stores.records import (
+    LIVE,
+    LoadedSnapshot,
+    ParentLink,
+    RunClaim,
+    RunRecord,
+    Snapshot,
+    StoredRun,
+    StoreInfo,
+)
 from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, children_range, run_id_of, run_key, snapshot_key
 
 _PAGE: Final = 1000
@@ -51,6 +60,7 @@ class RowReader(abc.ABC):
         with self._view() as rows:
             claim, record = rows.get(Table.CLAIMS, key), rows.get(Table.RECORDS, key)
         if claim is None:
+            _refuse_without_claim(record, run_id)
             return None
         return StoredRun(codec.decode_claim(claim, key), _readable_record(record, key))
 
@@ -61,8 +71,10 @@ class RowReader(abc.ABC):
         slot_keys = [snapshot_key(key, slot) for slot in SLOTS]
         with self._view() as rows:
             claim = rows.get(Table.CLAIMS, key)
+            record = rows.get(Table.RECORDS, key) if claim is None else None
             generations = rows.get_many(Table.SNAPSHOTS, slot_keys)
         if claim is None:
+            _refuse_without_claim(record, run_id)
             return None
         return newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
 
@@ -113,7 +125,15 @@ class RowReader(abc.ABC):
         with self._view() as rows:
             keys = [key for key, _ in rows.page(Table.LIVE, b"", None, 1 << 62)]
             claims = rows.get_many(Table.CLAIMS, keys)
-        return [(key, _readable_claim(claims.get(key), key)) for key in keys]
+            # A live key without its claim is a key with a flipped bit: whose it was, only the claims themselves tell.
+            astray = len(claims) < len(keys)
+            every = rows.page(Table.CLAIMS, b"", None, 1 << 62) if astray else []
+        found = {key: _readable_claim(claims.get(key), key) for key in keys}
+        for key, data in every:
+            claim = _readable_claim(data, key)
+            if claim is not None and claim.status in LIVE:
+                found[key] = claim
+        return sorted(found.items()) if astray else list(found.items())
 
     def _check_usable(self) -> None:
         if self._owner_pid is None:
@@ -131,6 +151,17 @@ class RowReader(abc.ABC):
     @property
     def _path(self) -> str | None:
         return None
+
+
+def _refuse_without_claim(record: bytes | None, run_id: str) -> None:
+    """A bit flipped in the key of a claim hides it: whoever took that for a free id would begin the run from zero."""
+    if record is not None:
+        raise RecordCorrupt(
+            f"run {run_id!r}: its claim is not there, and its record is. Nothing was changed. "
+            "executus doctor tells what is left of it.",
+            run_id=run_id,
+            what="claim",
+        )
 
 
 def _readable_claim(data: bytes | None, key: bytes) -> RunClaim | None:
