@@ -44,8 +44,9 @@ class LmdbStore(RowStore):
     """A CheckpointStore in the folder `path`, which is made where it is missing.
 
     `profile`: "power" survives power loss; "power-1" may then lose the last commit, never more; "process" survives kill
-    -9 and no more. `map_size_bytes` bounds the store's growth, costs address space only, and is halved where that is
-    short.
+    -9 and no more: after a power loss the store may be what it was some commits ago, or be refused as damaged. `python
+    -m tests.harness power_loss` tells how often. `map_size_bytes` bounds the store's growth, costs address space only,
+    and is halved where that is short.
     """
 
     def __init__(
@@ -191,9 +192,9 @@ class LmdbStore(RowStore):
                 env.close()
 
     def _make_folder(self) -> None:
-        if not self._folder.is_dir():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            store_files.sync_folder(self._folder.parent)
+        # Where there is a data file, whoever made it saw to the names that lead to it.
+        if not (self._folder / store_files.DATA_NAME).exists():
+            store_files.make_folder(self._folder, lmdb_env.FOLDER_MODE)
 
     def _clear_leftovers(self) -> None:
         """Remove what a creation left behind that was killed. The lock is held: nobody else is creating."""
@@ -247,6 +248,8 @@ class LmdbStore(RowStore):
                 # Each boot was a transaction of its own, so their number is no less than that of any boot.
                 last = environment.last_transaction()
             rows.write({Table.META: lmdb_meta.boot_rows(last + 1)})
+        if self._settings.profile != "power":
+            environment.sync()  # Once an opening: a number that was drawn never comes again, in no profile.
         return last + 1
 
     @property

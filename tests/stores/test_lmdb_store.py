@@ -346,6 +346,22 @@ def test_a_store_can_be_made_in_an_empty_folder_that_is_there(store_path: Path) 
         assert store.scan() == []
 
 
+def test_the_name_of_every_folder_that_a_new_store_needs_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    sync_folder = store_files.sync_folder
+    monkeypatch.setattr(store_files, "sync_folder", lambda folder: (flushed.append(folder), sync_folder(folder)))
+    (tmp_path / "left by a killed creation").mkdir()
+    folder = tmp_path / "left by a killed creation" / "made" / "with" / "runs.store"
+    with opened(folder):
+        pass
+    assert {place.parent for place in [folder, *folder.parents] if place.is_relative_to(tmp_path)} <= set(flushed)
+    flushed.clear()
+    with opened(folder):
+        assert folder.parent not in flushed
+
+
 def test_a_file_in_the_folders_place_is_unavailable(store_path: Path) -> None:
     store_path.write_text("not a folder")
     with pytest.raises(StoreUnavailable, match=r"runs\.store"):
