@@ -108,8 +108,8 @@ def _damaged_snapshots(rows: RunRows, claim: RunClaim) -> list[Damage]:
         return []
     try:
         newest = newest_readable(dict(rows.generations), claim.incarnation, claim.run_id)
-    except _UNREADABLE as error:
-        return [Damage(DamageKind.SNAPSHOT_LOST, str(error))]
+    except _UNREADABLE:
+        return [Damage(DamageKind.SNAPSHOT_LOST, " ".join(dict.fromkeys(damage.why for damage in unreadable)))]
     if newest is not None and newest.fell_back is not None:
         return [Damage(DamageKind.SNAPSHOT_FELL_BACK, f"{newest.fell_back} It is behind seq {newest.snapshot.seq}.")]
     return unreadable
