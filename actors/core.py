@@ -113,7 +113,7 @@ class Core:
         self._pid = os.getpid()
         own_loop = host_loop is None and any(definition.async_callbacks for definition in self.registry)
         try:
-            self._homes = Homes(host_loop, own_loop=own_loop)
+            self._homes = self.make_homes(host_loop, own_loop=own_loop)
         except BaseException:
             self._state = "closed"
             raise
@@ -132,6 +132,10 @@ class Core:
             self._homes.close(1.0, store_hangs=self.tree.store_hangs)
             raise
         atexit.register(self._close_at_exit)
+
+    def make_homes(self, host_loop: asyncio.AbstractEventLoop | None, *, own_loop: bool) -> Homes:
+        """Where its actors will run. Overridden where that is no thread."""
+        return Homes(host_loop, own_loop=own_loop)
 
     def plant(self, env: Environment) -> None:
         """Make the tree for that environment. Nothing of it runs yet."""

@@ -37,6 +37,8 @@ class ThisThread(threading.local):
     """Called before the thread waits for a promise: a pool gives the thread's work to another one meanwhile."""
     nested: int = 0
     """How many turns run on it inside each other, lent by the actors that are asked."""
+    wait_instead: Callable[[Promise[Any], float | None], bool] | None = None
+    """Waits for a promise in place of a lock, as `Promise.wait` does: where one thread does everything in turn."""
 
 
 this_thread = ThisThread()
@@ -116,6 +118,9 @@ class Promise(Generic[T]):
             return True
         if timeout_s is not None and timeout_s <= 0:
             return False
+        wait_instead = this_thread.wait_instead
+        if wait_instead is not None:
+            return wait_instead(self, timeout_s)
         # A lock of this waiter's own, taken, that settling releases: a wake-up before the sleep is not lost.
         parked = _allocate_lock()
         parked.acquire()
