@@ -94,7 +94,7 @@ class AsyncRunActor(RunActor):
             calls += 1
             if calls >= STEPS_PER_TURN or self.env.clock.now_s() >= until_s:
                 self.env.give_way()
-                await asyncio.sleep(0)
+                await self.env.next_turn()
                 until_s, calls = self.env.clock.now_s() + TURN_S, 0
 
     def _on_worker(self, context: contextvars.Context, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

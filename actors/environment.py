@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ class Environment:
     `pause(seconds, wake)` blocks the calling thread until the promise is done or the time is over. `async_home` are
     the turns of async runs, on `loop`. `stand_aside()` surrounds a commit: workers wait between turns, so that it
     gets the GIL at once, until it calls what that gives. `backlog()` says whether turns wait for a worker, `gather()`
-    gives them a moment. `give_way()` is called by async runs after each turn on the loop, so that other threads get on.
+    gives them a moment. `give_way()` is called by async runs after each turn on the loop, so that other threads get on,
+    and `next_turn()` is awaited then, so that the loop's other tasks and timers do.
     """
 
     clock: Clock
@@ -63,6 +64,7 @@ class Environment:
     backlog: Callable[[], bool]
     gather: Callable[[], None]
     give_way: Callable[[], None]
+    next_turn: Callable[[], Awaitable[None]]
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]
     store_trouble: ErrorInfo | None = None

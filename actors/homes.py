@@ -15,6 +15,7 @@ from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
 from executus.actors.environment import Environment
 from executus.actors.events import EventBus
 from executus.actors.future import Promise
+from executus.actors.loop_share import LoopShare
 from executus.actors.loop_thread import LoopThread
 from executus.actors.worker_pool import WorkerPool
 from executus.stores import CheckpointStore
@@ -64,6 +65,7 @@ class Homes:
             backlog=lambda: self._pool.queued() > 0,
             gather=lambda: time.sleep(GATHER_S),
             give_way=_nothing if self._async is None else self._async.give_way,
+            next_turn=_next_round if self._loop is None else LoopShare(self._loop).next_turn,
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )
@@ -94,6 +96,10 @@ class Homes:
 
 def _nothing() -> None:
     pass
+
+
+async def _next_round() -> None:
+    await asyncio.sleep(0)
 
 
 def _pause(seconds: float, wake: Promise[None]) -> None:
