@@ -15,7 +15,8 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the store says of one live run, and what this code knows of its type.
 
     `known_schema` is None where the run type is not registered; `snapshot_schema` None where nothing was saved yet.
-    `link` is None, too, where the parent's claim cannot be read: then nobody knows that it has ended.
+    `unreadable` says what is damaged, `unfit` what is whole and not for this code. `link` is None, too, where the
+    parent's claim cannot be read: then nobody knows that it has ended.
     """
 
     claim: RunClaim
@@ -24,6 +25,7 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_schema: int | None
     waiting: bool
     unreadable: str | None
+    unfit: str | None = None
     link: ParentLink | None = None
     parent: RunClaim | None = None
 
@@ -69,6 +71,8 @@ def plan(facts: BootFacts) -> Resume | SetAsideAs:
             f"its snapshot has schema {facts.snapshot_schema}, this code knows {facts.known_schema} of "
             f"{facts.run_type!r}; deploy newer code",
         )
+    if facts.unfit is not None:
+        return SetAsideAs(RunStatus.PARKED, facts.unfit)
     strikes = strike(claim.strikes, died_running=claim.status is RunStatus.RUNNING, waiting=facts.waiting)
     if strikes is None:
         return SetAsideAs(

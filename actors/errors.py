@@ -119,6 +119,10 @@ class ResultUnreadable(ExecutusError, TypeError):
     """A stored result does not fit the Result that this code declares for its run type. It stays as it is."""
 
 
+class OptionsUnreadable(ExecutusError, TypeError):
+    """The policies that a run was started with cannot be read by this code: another release wrote them. They stay."""
+
+
 class NotResumable(ExecutusError):
     """`resume` of a run that is not stopped, failed or quarantined, or of which no state can be read."""
 

@@ -15,6 +15,9 @@ MAX_TEXT_CHARS: Final = 2_000
 MAX_TRACEBACK_CHARS: Final = 16_000
 """Error texts are stored and logged; a runaway `__str__` must not fill the store."""
 
+UNDECODABLE: Final = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, MemoryError)
+"""What decoding stored bytes as a type may raise: text that is no UTF-8 is a UnicodeDecodeError, no MsgspecError."""
+
 
 class Phase(enum.StrEnum):
     """What an attempt was doing."""

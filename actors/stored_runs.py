@@ -7,10 +7,10 @@ import msgspec
 from executus.actors.boot import BootFacts
 from executus.actors.definition import RunDefinition, encode_next
 from executus.actors.environment import Environment
-from executus.actors.errors import NotRegistered, NotResumable, ResultUnreadable, RunNotFound
+from executus.actors.errors import NotRegistered, NotResumable, OptionsUnreadable, ResultUnreadable, RunNotFound
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import StartOrder
-from executus.actors.outcomes import Outcome, Quarantined, decode_outcome
+from executus.actors.outcomes import UNDECODABLE, Outcome, Quarantined, decode_outcome, safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Beginning, remaining
 from executus.stores import (
@@ -24,6 +24,7 @@ from executus.stores import (
     Save,
     Snapshot,
     StoredRun,
+    StoreTooNew,
     Token,
 )
 
@@ -112,13 +113,28 @@ def incarnation_of_order(order: StartOrder, claim: RunClaim) -> Incarnation:
     )
 
 
-def incarnation_of_record(claim: RunClaim, record: RunRecord, definition: RunDefinition) -> Incarnation:
-    """A life that the store knows."""
-    policies = msgspec.msgpack.decode(record.options, type=Policies) if record.options else definition.policies
+def policies_of(record: RunRecord, definition: RunDefinition) -> Policies:
+    """What `start` was given of policies, or else its type's. Raises OptionsUnreadable."""
+    if not record.options:
+        return definition.policies
+    try:
+        return msgspec.msgpack.decode(record.options, type=Policies)
+    except UNDECODABLE as error:
+        msg = (
+            f"run {record.run_id!r}: the policies it was started with cannot be read by this code: {safe_text(error)}. "
+            "They were left as they are. Deploy the code that wrote them."
+        )
+        raise OptionsUnreadable(msg) from error
+
+
+def incarnation_of_record(
+    claim: RunClaim, record: RunRecord, definition: RunDefinition, policies: Policies | None = None
+) -> Incarnation:
+    """A life that the store knows, under these policies or its own. Raises OptionsUnreadable."""
     return Incarnation(
         definition=definition,
         claim=claim,
-        policies=policies,
+        policies=policies_of(record, definition) if policies is None else policies,
         labels=record.labels,
         created_at_s=record.created_at_s,
         root_run_id=record.root_run_id,
@@ -136,10 +152,10 @@ def stored_outcome(env: Environment, claim: RunClaim, definition: RunDefinition)
     data = env.store.load_outcome(claim.run_id)
     try:
         return None if data is None else decode_outcome(data, definition.result_type)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         msg = (
             f"run {claim.run_id!r} is {claim.status.value}; its result does not fit the Result of {definition.name!r} "
-            f"as this code declares it: {error}. It was left as it is."
+            f"as this code declares it: {safe_text(error)}. It was left as it is."
         )
         raise ResultUnreadable(msg) from error
 
@@ -159,7 +175,11 @@ def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
             "with this runtime. Add it to runs=[...], or the name to a run's aliases. It was left as it is."
         )
         raise NotRegistered(msg)
-    inc = incarnation_of_record(claim, record, definition)
+    try:
+        policies = policies_of(record, definition)
+    except OptionsUnreadable:
+        policies = definition.policies  # it does not run: nobody asks for them
+    inc = incarnation_of_record(claim, record, definition, policies)
     inc.stage = Stage.ENDED
     ending = Ending(claim.status, stored_outcome(env, claim, definition), claim.reason)
     inc.letters.close(ended_error(inc.run_id, ending))
@@ -171,17 +191,24 @@ def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
     """What a boot must know of a live run to plan for it. Reads its snapshot and its parent's claim."""
     claim, record = stored.claim, stored.record
     definition = None if record is None else env.registry.named(record.run_type)
-    unreadable, snapshot = None, None
+    unreadable, unfit, snapshot = None, None, None
     try:
         loaded = env.store.load_snapshot(claim.run_id)
         snapshot = None if loaded is None else loaded.snapshot
     except RecordCorrupt as error:
         unreadable = str(error)
+    except StoreTooNew as error:
+        unfit = str(error)
+    try:
+        if record is not None and definition is not None:
+            policies_of(record, definition)
+    except OptionsUnreadable as error:
+        unfit = str(error)
     link, parent = None if record is None else record.parent, None
     if link is not None:
         try:
             parent = env.store.load(link.run_id)
-        except RecordCorrupt:
+        except (RecordCorrupt, StoreTooNew):
             link = None
     return BootFacts(
         claim=claim,
@@ -190,6 +217,7 @@ def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
         snapshot_schema=None if snapshot is None else snapshot.schema_version,
         waiting=snapshot is not None and snapshot.waiting,
         unreadable=unreadable,
+        unfit=unfit,
         link=link,
         parent=None if parent is None else parent.claim,
     )
@@ -214,6 +242,10 @@ def check_resumable(env: Environment, run_id: str, *, from_input: bool) -> tuple
     if definition is None:
         msg = f"run {run_id!r} is of type {record.run_type!r}, which is not registered here. Nothing was changed."
         raise NotResumable(msg)
+    try:
+        policies_of(record, definition)
+    except OptionsUnreadable as error:
+        raise NotResumable(f"{error} Nothing was changed.") from error
     if not from_input:
         try:
             env.store.load_snapshot(run_id)

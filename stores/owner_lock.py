@@ -161,7 +161,7 @@ def read_owner(folder: Path) -> Owner | None:
     try:
         with (folder / FACTS_NAME).open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_FACTS_BYTES), type=Owner)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
