@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -15,8 +16,6 @@ from executus.actors.outcomes import ErrorInfo
 from executus.stores import EPOCHS_PER_BOOT, CheckpointStore
 
 if TYPE_CHECKING:
-    import asyncio
-
     from executus.actors.definition import Registry
     from executus.actors.future import Promise
 
@@ -33,6 +32,10 @@ class EpochCounter:
         """An epoch that no execution in this store ever had."""
         self._next += 1
         return self._next
+
+
+async def _next_round() -> None:
+    await asyncio.sleep(0)
 
 
 @dataclass(slots=True)
@@ -64,8 +67,8 @@ class Environment:
     backlog: Callable[[], bool]
     gather: Callable[[], None]
     give_way: Callable[[], None]
-    next_turn: Callable[[], Awaitable[None]]
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]
+    next_turn: Callable[[], Awaitable[None]] = _next_round
     store_trouble: ErrorInfo | None = None
     """Why commits fail at present. The store actor writes it, health reads it."""

@@ -46,7 +46,7 @@ class Homes:
         self, *, clock: Clock, store: CheckpointStore, events: EventBus, registry: Registry, logger: Any
     ) -> Environment:
         """The edges of a runtime that runs here."""
-        return Environment(
+        environment = Environment(
             clock=clock,
             timers=self._timers,
             rng=random.Random(),
@@ -65,10 +65,12 @@ class Homes:
             backlog=lambda: self._pool.queued() > 0,
             gather=lambda: time.sleep(GATHER_S),
             give_way=_nothing if self._async is None else self._async.give_way,
-            next_turn=_next_round if self._loop is None else LoopShare(self._loop).next_turn,
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )
+        if self._loop is not None:
+            environment.next_turn = LoopShare(self._loop).next_turn
+        return environment
 
     def start_timers(self) -> None:
         """Start their thread now: the drain at exit needs timers, and there no thread can be started any more."""
@@ -96,10 +98,6 @@ class Homes:
 
 def _nothing() -> None:
     pass
-
-
-async def _next_round() -> None:
-    await asyncio.sleep(0)
 
 
 def _pause(seconds: float, wake: Promise[None]) -> None:

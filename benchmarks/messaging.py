@@ -1,4 +1,4 @@
-"""How fast actors talk, next to `pykka.ThreadingActor`, and what turns that block cost the others.
+"""How fast actors talk, next to `pykka.ThreadingActor`, and what busy ones cost their neighbours (neighbours.py).
 
 Every figure is asked of both in the same round, pinned to one CPU, for threads that hand a lock to and fro between CPUs
 vary several-fold; once more unpinned, for the record. Rates count messages that were handled, not only sent; "told" is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -16,26 +17,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pykka
 
+from benchmarks import neighbours
 from benchmarks.harness import RESULTS, Measured, interleaved, machine, resident_bytes, table
 from executus.actors.actor import Actor
 from executus.actors.worker_pool import WorkerPool
 
 Figures = Mapping[str, tuple[float, str]]
 
+SCALE = "fan-out over 1,000,000 actors / over 1,000"
+
 REQUIRED = {
     "tell, one producer": 8.0,
     "tell, four producers": 8.0,
     "told, one producer": None,
     "told, four producers": None,
-    "ask, idle, queued": 1.3,
-    "asks, pipelined": 4.0,
-    "ping-pong": 4.5,
-    "fan-out over 1,000": 20.0,
-    "start and stop": 30.0,
+    "ask of an idle actor, caller-runs": 15.0,
+    "queued ask": 1.3,
+    "pipelined asks": 4.0,
+    "ping-pong between two actors": 4.5,
+    "fan-out over 1,000 actors": 20.0,
+    "start and stop, 10,000 actors": 30.0,
 }
 """How many times pykka's rate issue 3 wants."""
 
@@ -107,8 +112,9 @@ def telling(on: Side, producers: int, count: int) -> tuple[float, float]:
     return handled, told
 
 
-def asking(on: Side, count: int) -> float:
-    ref = on.start(on.actor(on_receive=lambda _self, message: message))
+def asking(on: Side, count: int, *, caller_runs: bool = False) -> float:
+    """Blocking asks of an idle actor, one after the other; pykka's have no other way than through the queue."""
+    ref = on.start(on.actor(on_receive=lambda _self, message: message, caller_runs=caller_runs))
     ref.ask(0)
 
     def ask_all() -> None:
@@ -200,24 +206,45 @@ def start_and_stop(on: Side, count: int) -> float:
     return rate(count, live)
 
 
-def talking(name: str) -> Figures:
-    """All rates of one side, in one round."""
+def talking(name: str) -> dict[str, Callable[[], Figures]]:
+    """What is asked of one side, by its title."""
     ours = name == "executus"
-    found: dict[str, float] = {}
-    for title, producers in (("one producer", 1), ("four producers", 4)):
+    asked: dict[str, Callable[[Side], float]] = {
+        "ask of an idle actor, caller-runs": lambda on: asking(on, 100_000 if ours else 10_000, caller_runs=ours),
+        "queued ask": lambda on: asking(on, 20_000 if ours else 10_000),
+        "pipelined asks": lambda on: pipelined(on, 50_000 if ours else 10_000),
+        "ping-pong between two actors": lambda on: ping_pong(on, 200_000 if ours else 20_000),
+        "fan-out over 1,000 actors": lambda on: fan_out(on, 1_000, 100 if ours else 5),
+        "start and stop, 10,000 actors": lambda on: start_and_stop(on, 10_000 if ours else 1_000),
+    }
+
+    def tell(producers: str, count: int) -> Figures:
         with side(name) as on:
-            found[f"tell, {title}"], found[f"told, {title}"] = telling(on, producers, 400_000 if ours else 100_000)
-    asked = {
-        "ask, idle, queued": lambda on: asking(on, 10_000),
-        "asks, pipelined": lambda on: pipelined(on, 50_000 if ours else 10_000),
-        "ping-pong": lambda on: ping_pong(on, 200_000 if ours else 30_000),
-        "fan-out over 1,000": lambda on: fan_out(on, 1_000, 100 if ours else 10),
-        "start and stop": lambda on: start_and_stop(on, 10_000 if ours else 1_000),
+            handled, told = telling(on, count, 400_000 if ours else 100_000)
+        return {
+            f"{name}: tell, {producers}": (handled, "/s"),
+            f"{name}: told, {producers}": (told, "/s"),
+        }
+
+    def one(title: str, question: Callable[[Side], float]) -> Figures:
+        with side(name) as on:
+            return {f"{name}: {title}": (question(on), "/s")}
+
+    found: dict[str, Callable[[], Figures]] = {
+        "one producer": lambda: tell("one producer", 1),
+        "four producers": lambda: tell("four producers", 4),
     }
     for title, question in asked.items():
-        with side(name) as on:
-            found[title] = question(on)
-    return {f"{name}: {title}": (value, "/s") for title, value in found.items()}
+        found[title] = lambda title=title, question=question: one(title, question)
+    return found
+
+
+def side_by_side() -> dict[str, Callable[[], Figures]]:
+    """Each question of both sides, one right after the other: what disturbs the machine then disturbs both."""
+    theirs, ours = talking("pykka"), talking("executus")
+    return {
+        f"{title}, {name}": asked[title] for title in theirs for name, asked in (("pykka", theirs), ("executus", ours))
+    }
 
 
 def weight(name: str) -> Figures:
@@ -249,51 +276,7 @@ def scale() -> Figures:
         few = fan_out(on, 1_000, 300)
     with side("executus") as on:
         many = fan_out(on, 1_000_000, 1)
-    return {"fan-out over 1,000,000 / over 1,000": (many / few, "of its rate")}
-
-
-def blocking() -> Figures:
-    """1,000 turns that each block for 100 ms, and what that costs the messages of an actor beside them."""
-    with side("executus") as on:
-        handled: list[None] = []
-
-        class Blocks(Actor):
-            def on_receive(self, _message: Any) -> None:
-                time.sleep(0.1)
-                handled.append(None)
-
-        class Beside(Actor):
-            late: ClassVar[list[float]] = []
-
-            def on_receive(self, sent_s: float) -> None:
-                self.late.append(time.perf_counter() - sent_s)
-
-        Beside.late = []
-        refs = [Blocks.start_on(on.pool) for _ in range(1_000)]
-        beside = Beside.start_on(on.pool)
-        began_s = time.perf_counter()
-        for ref in refs:
-            ref.tell("block")
-        while len(handled) < 1_000:
-            beside.tell(time.perf_counter())
-            time.sleep(0.001)
-        took_s = time.perf_counter() - began_s
-        beside.ask(time.perf_counter())
-        late = sorted(Beside.late)
-        threads = on.pool.threads() if on.pool is not None else 0
-    return {
-        "1,000 turns that block 100 ms": (took_s, "s"),
-        "p99 of other messages meanwhile": (late[int(len(late) * 0.99)] * 1_000, "ms"),
-        "threads meanwhile": (threads, "threads"),
-    }
-
-
-ALONE = {
-    "fan-out over 1,000,000 / over 1,000": ">= 0.5",
-    "1,000 turns that block 100 ms": "<= 0.3",
-    "p99 of other messages meanwhile": "<= 20",
-    "threads meanwhile": "",
-}
+    return {SCALE: (many / few, "of its rate")}
 
 
 def rows(measured: Mapping[str, Measured]) -> list[list[str]]:
@@ -305,15 +288,19 @@ def rows(measured: Mapping[str, Measured]) -> list[list[str]]:
             if theirs is None or ours is None:
                 continue
             need = "" if wanted is None or prefix else f">= {wanted:g}x"
-            times = ours.median / theirs.median
+            # Of each round, for the two were asked one right after the other.
+            times = statistics.median(b / a for a, b in zip(theirs.values, ours.values, strict=True))
             cells = [f"{m.median / 1_000:,.1f} k/s ±{m.noise:.0%}" for m in (theirs, ours)]
             lines.append([prefix + title, *cells, f"{times:,.1f}x", need])
     theirs, ours = (measured[f"{name}: resident, idle actor"] for name in ("pykka", "executus"))
     sizes = [f"{m.median:,.0f} bytes ±{m.noise:.0%}" for m in (theirs, ours)]
     lines.append(["resident, idle actor", *sizes, f"1/{theirs.median / ours.median:,.0f}", "<= 1,024 bytes"])
-    for title, need in ALONE.items():
-        alone = measured[title]
-        lines.append([title, "", f"{alone.median:,.3g} {alone.unit} ±{alone.noise:.0%}", "", need])
+    alone = {SCALE: ">= 0.5", **neighbours.REQUIRED}
+    for title, need in alone.items():
+        for prefix in ("", "unpinned: "):
+            if (found := measured.get(prefix + title)) is not None:
+                value = f"{found.median:,.3g} {found.unit} ±{found.noise:.0%}"
+                lines.append([prefix + title, "", value, "", need])
     return lines
 
 
@@ -332,19 +319,26 @@ def main(options: Any) -> int:
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     questions: dict[str, Callable[[], Figures]] = {
-        "pykka": lambda: talking("pykka"),
-        "executus": lambda: talking("executus"),
+        **side_by_side(),
         "weight of pykka's": lambda: weight("pykka"),
         "weight of ours": lambda: weight("executus"),
-        "blocking": blocking,
+        "blocking": neighbours.blocking,
     }
-    measured = interleaved(questions, options.rounds)
+    beside: dict[str, Callable[[], Figures]] = {
+        "flooded": neighbours.flooded,
+        "the loop under sync runs": lambda: neighbours.lag_sync(options.folder),
+        "the loop under async runs": lambda: neighbours.lag_async(options.folder),
+        "commits": lambda: neighbours.commits(options.folder),
+    }
+    measured = interleaved(
+        questions | {f"{name}, unpinned": lambda ask=ask: unpinned(ask, cpus) for name, ask in beside.items()},
+        options.rounds,
+    )
     once: dict[str, Callable[[], Figures]] = {
         "a million actors": scale,
-        "unpinned pykka": lambda: unpinned(lambda: talking("pykka"), cpus),
-        "unpinned executus": lambda: unpinned(lambda: talking("executus"), cpus),
+        **{f"{name}, unpinned": lambda ask=ask: unpinned(ask, cpus) for name, ask in side_by_side().items()},
     }
-    measured |= interleaved(once, 1)
+    measured |= interleaved(once | beside, 1)
     facts = {
         "benchmark": "messaging",
         "machine": machine(),
@@ -359,6 +353,9 @@ def main(options: Any) -> int:
         return 0
     print(table(["figure", "pykka", "executus", "times", "required"], rows(measured)))
     print()
+    print(f"Medians of {options.rounds} rounds, ± half of what lies between their extremes; pinned to one CPU if not")
+    print("said otherwise. What was asked once, unpinned for the record or a million actors, shows no noise.")
+    print("Times is the median of the rounds' own ratios, for the two sides are asked one right after the other.")
     print("Rates count handled messages; 'told' is the tellers' own rate to an actor that is busy meanwhile.")
     print("machine:", ", ".join(f"{key} {value}" for key, value in machine().items()))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import traceback
@@ -149,7 +148,6 @@ class Process:
             backlog=lambda: bool(homes["workers"].queue),
             gather=lambda: scheduler.park(scheduler.now_s + 0.0005, None),
             give_way=lambda: None,
-            next_turn=lambda: asyncio.sleep(0),
             stack_of=lambda _ident: "",
             leaked_threads=lambda: 0,
         )
