@@ -24,6 +24,14 @@ class Run(Protocol):
 PROGRAMS: Final[dict[str, Program]] = {
     "power_loss": Program(4000, "What does a loss of power leave of the store, in each profile?"),
     "nth_failure": Program(0, "What if the Nth write, flush or rename fails, for every N? (0: every one)"),
+    "corruption": Program(3000, "What does a damaged file do?"),
+    "decode_fuzz": Program(20_000, "What do hostile records do?"),
+    "limits": Program(1, "What if disk, address space, threads or descriptors run out? (count: rounds)"),
+    "sigkill": Program(100, "What does kill -9 lose, at any moment? (count: kills)"),
+    "ownership": Program(200, "Who owns a store after kill -9, and who is refused?"),
+    "leaks": Program(10_000, "Do starts, stops, crashes, opens and closes leave anything behind?"),
+    "drains": Program(100, "Does a drain return in time, whatever runs do?"),
+    "embedding": Program(1, "Does a host keep what is its own? (count: rounds)"),
 }
 
 
