@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, assert_never
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, assert_never
 
 from msgspec.structs import replace
 
@@ -15,24 +15,37 @@ from executus.stores.fencing import (
     judge_claim,
     judge_damaged,
     judge_delete,
+    judge_life,
     judge_seq,
     judge_set_aside,
     judge_settle,
     judge_writer,
 )
-from executus.stores.operations import ACCEPTED, Claim, Delete, Operation, Refused, Save, SetAside, Settle, Verdict
-from executus.stores.records import LIVE, RunClaim, RunStatus, Snapshot
-from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, Writes, child_key, children_range, run_key, snapshot_key
-
-_EVERYTHING: Final = 1 << 62
+from executus.stores.inbox_rows import append, consume, drop_everything, drop_messages, read_inbox
+from executus.stores.operations import (
+    ACCEPTED,
+    Append,
+    Claim,
+    Delete,
+    Operation,
+    Refused,
+    Save,
+    SetAside,
+    Settle,
+    Verdict,
+)
+from executus.stores.records import ENDED_FOR_GOOD, LIVE, Inbox, RunClaim, RunStatus, Snapshot
+from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, child_key, range_below, run_key, snapshot_key
+from executus.stores.staging import Staging
 
 
 class Fence(NamedTuple):
-    """What a run's next write is checked against. `newest` counts only once it was read."""
+    """What a run's next write is checked against. `newest` counts only once it was read; `inbox` None was not read."""
 
     claim: RunClaim
     newest: Newest | None = None
     newest_was_read: bool = False
+    inbox: Inbox | None = None
 
 
 class Batch:
@@ -43,10 +56,12 @@ class Batch:
     """
 
     def __init__(self, rows: Rows, known: Mapping[str, Fence]) -> None:
-        self._rows = rows
+        self._staging = Staging(rows)
         self._known = known
         self.fences: dict[str, Fence | None] = {}
-        self.writes: Writes = {}
+        self.writes = self._staging.writes
+        self._get = self._staging.get
+        self._put = self._staging.put
 
     def apply(self, operations: Sequence[Operation]) -> list[Verdict]:
         """Raises RecordTooLarge, InvalidRunId, TypeError or ValueError at the first operation that cannot be stored."""
@@ -63,6 +78,8 @@ class Batch:
                     verdict = self._claim(op)
                 case SetAside():
                     verdict = self._set_aside(op)
+                case Append():
+                    return self._append(op)
                 case Delete():
                     verdict = self._delete(op)
                 case _:
@@ -78,21 +95,25 @@ class Batch:
         verdict = judge_claim(op, before.claim if before else None)
         if verdict is not Fit.APPLY:
             return verdict
-        after = before._replace(claim=claim) if before else Fence(claim, newest_was_read=True)
+        after = before._replace(claim=claim) if before else _fresh(claim)
         if before and (op.record is not None or op.drop_snapshots):
             self._drop_snapshots(key)
-            after = Fence(claim, newest_was_read=True)
+            after = Fence(claim, newest_was_read=True, inbox=before.inbox)
         if op.record is not None:
             data = codec.encode_record(op.record, key)
             if before:
                 self._put(Table.OUTCOMES, key, None)
                 self._drop_links(key)
+                drop_everything(self._staging, key)
+                after = _fresh(claim)
             self._put(Table.RECORDS, key, data)
             if op.record.parent is not None:
                 link = child_key(run_key(op.record.parent.run_id), key)
                 self._put(Table.CHILDREN, link, codec.encode_link(op.record.parent, link))
         if op.outcome is not None:
             self._put_outcome(claim, key, op.outcome)
+        if claim.status in ENDED_FOR_GOOD:
+            after = after._replace(inbox=drop_messages(self._staging, key, self._inbox(key, after)))
         self._put_claim(key, after, before.claim if before else None)
         return verdict
 
@@ -123,9 +144,13 @@ class Batch:
         before = fence.claim
         if op.status is RunStatus.COMPLETED:
             self._drop_snapshots(key)
-            fence = Fence(before, newest_was_read=True)
+            fence = Fence(before, newest_was_read=True, inbox=fence.inbox)
         elif op.snapshot is not None:
             fence, _ = self._put_snapshot(key, fence, op.snapshot)
+        if op.status in ENDED_FOR_GOOD:
+            consumed = max(op.consumed_through, op.snapshot.consumed if op.snapshot else 0)
+            inbox = drop_messages(self._staging, key, self._inbox(key, fence), consumed_through=consumed)
+            fence = fence._replace(inbox=inbox)
         if op.outcome is not None:
             self._put_outcome(before, key, op.outcome)
         settled = replace(before, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
@@ -142,6 +167,17 @@ class Batch:
             self._put_claim(key, fence._replace(claim=aside), fence.claim)
         return verdict
 
+    def _append(self, op: Append) -> Verdict:
+        key = run_key(op.run_id)
+        fence = self._fence(op.run_id, key)
+        claim = judge_life(op, fence.claim if fence else None)
+        if isinstance(claim, Refused) or fence is None:
+            assert isinstance(claim, Refused)
+            return claim
+        inbox, verdict = append(self._staging, key, self._inbox(key, fence), op, claim)
+        self.fences[op.run_id] = fence._replace(inbox=inbox)
+        return verdict
+
     def _delete(self, op: Delete) -> Fit | Refused:
         key = run_key(op.token.run_id)
         fence = self._fence(op.token.run_id, key)
@@ -149,6 +185,7 @@ class Batch:
         if verdict is Fit.APPLY:
             self._drop_snapshots(key)
             self._drop_links(key)
+            drop_everything(self._staging, key)
             for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
                 self._put(table, key, None)
             self.fences[op.token.run_id] = None
@@ -184,8 +221,16 @@ class Batch:
             slot = 1 - newest.slot if newest else 0
             slot_key = snapshot_key(key, slot)
             self._put(Table.SNAPSHOTS, slot_key, codec.encode_snapshot(snapshot, slot_key))
-            newest = Newest(snapshot.seq, slot)
-        return Fence(fence.claim, newest, newest_was_read=True), verdict
+            written = Newest(snapshot.seq, slot, snapshot.consumed)
+            inbox = fence.inbox
+            if written.consumed:
+                kept = newest.consumed if newest else 0
+                inbox = consume(self._staging, key, self._inbox(key, fence), written.consumed, dropping=kept)
+            return Fence(fence.claim, written, newest_was_read=True, inbox=inbox), verdict
+        return Fence(fence.claim, newest, newest_was_read=True, inbox=fence.inbox), verdict
+
+    def _inbox(self, key: bytes, fence: Fence) -> Inbox:
+        return fence.inbox if fence.inbox is not None else read_inbox(self._staging, key, fence.claim.incarnation)
 
     def _read_newest(self, key: bytes, incarnation: int) -> Newest | None:
         newest: Newest | None = None
@@ -199,7 +244,7 @@ class Batch:
             except (RecordCorrupt, RecordTooLarge, StoreTooNew):
                 continue
             if snapshot.incarnation == incarnation and (newest is None or snapshot.seq > newest.seq):
-                newest = Newest(snapshot.seq, slot)
+                newest = Newest(snapshot.seq, slot, snapshot.consumed)
         return newest
 
     def _drop_snapshots(self, key: bytes) -> None:
@@ -223,7 +268,7 @@ class Batch:
 
     def _drop_links(self, key: bytes) -> None:
         """Drop the links of a run's children, and its own to its parent."""
-        for link in [*self._links_below(*children_range(key)), *self._own_links(key)]:
+        for link in [*self._links_below(*range_below(key)), *self._own_links(key)]:
             self._put(Table.CHILDREN, link, None)
 
     def _own_links(self, key: bytes) -> list[bytes]:
@@ -235,16 +280,10 @@ class Batch:
             # Only the damaged record knew the parent: look through all links instead.
             return [link for link in self._links_below(b"", None) if link.endswith(SEPARATOR + key)]
 
-    def _links_below(self, first: bytes, below: bytes | None) -> Iterator[bytes]:
-        yield from [link for link, _ in self._rows.page(Table.CHILDREN, first, below, _EVERYTHING)]
-        staged = self.writes.get(Table.CHILDREN, {})
-        yield from [link for link in staged if first <= link and (below is None or link < below)]
+    def _links_below(self, first: bytes, below: bytes | None) -> list[bytes]:
+        return [link for link, _ in self._staging.items(Table.CHILDREN, first, below)]
 
-    def _get(self, table: Table, key: bytes) -> bytes | None:
-        staged = self.writes.get(table)
-        if staged is not None and key in staged:
-            return staged[key]
-        return self._rows.get(table, key)
 
-    def _put(self, table: Table, key: bytes, value: bytes | None) -> None:
-        self.writes.setdefault(table, {})[key] = value
+def _fresh(claim: RunClaim) -> Fence:
+    """Of a new life: it has no generation and no message."""
+    return Fence(claim, newest_was_read=True, inbox=Inbox(incarnation=claim.incarnation))

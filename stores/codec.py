@@ -16,7 +16,16 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
-from executus.stores.records import MAX_LABELS, MAX_RECORD_BYTES, ParentLink, RunClaim, RunRecord, Snapshot
+from executus.stores.records import (
+    MAX_LABELS,
+    MAX_RECORD_BYTES,
+    Inbox,
+    Message,
+    ParentLink,
+    RunClaim,
+    RunRecord,
+    Snapshot,
+)
 
 MAGIC: Final = b"EXCT"
 FORMAT_VERSION: Final = 1
@@ -38,6 +47,9 @@ class Kind(enum.IntEnum):
     OUTCOME = 4
     LINK = 5
     META = 6
+    INBOX = 7
+    MESSAGE = 8
+    MESSAGE_ID = 9
 
 
 class Stamp(NamedTuple):
@@ -62,6 +74,8 @@ _CLAIMS: Final = msgspec.msgpack.Decoder(RunClaim)
 _RECORDS: Final = msgspec.msgpack.Decoder(RunRecord)
 _SNAPSHOTS: Final = msgspec.msgpack.Decoder(Snapshot)
 _LINKS: Final = msgspec.msgpack.Decoder(ParentLink)
+_INBOXES: Final = msgspec.msgpack.Decoder(Inbox)
+_MESSAGES: Final = msgspec.msgpack.Decoder(Message)
 
 
 def encode_claim(claim: RunClaim, key: bytes) -> bytes:
@@ -121,6 +135,38 @@ def encode_link(link: ParentLink, key: bytes) -> bytes:
 def decode_link(data: bytes, key: bytes) -> ParentLink:
     """Read a child's link back."""
     return _typed(_LINKS, open_frame(data, Kind.LINK, key).payload, Kind.LINK, key)
+
+
+def encode_inbox(inbox: Inbox, key: bytes) -> bytes:
+    """Frame how far a life's messages have got."""
+    return _frame(Kind.INBOX, Stamp(inbox.incarnation), key, _ENCODER.encode(inbox), _name(key))
+
+
+def decode_inbox(data: bytes, key: bytes) -> Inbox:
+    """Read back how far a life's messages have got."""
+    return _typed(_INBOXES, open_frame(data, Kind.INBOX, key).payload, Kind.INBOX, key)
+
+
+def encode_message(message: Message, key: bytes) -> bytes:
+    """Frame a message. Raises RecordTooLarge; TypeError where its body is no bytes."""
+    _must_be_bytes(message.body, "body", message.run_id)
+    stamp = Stamp(message.incarnation, seq=message.number)
+    return _frame(Kind.MESSAGE, stamp, key, _ENCODER.encode(message), message.run_id)
+
+
+def decode_message(data: bytes, key: bytes) -> Message:
+    """Read a message back."""
+    return _typed(_MESSAGES, open_frame(data, Kind.MESSAGE, key).payload, Kind.MESSAGE, key)
+
+
+def encode_message_id(number: int, incarnation: int, key: bytes) -> bytes:
+    """Frame the number that the message of an id got."""
+    return _frame(Kind.MESSAGE_ID, Stamp(incarnation, seq=number), key, b"", _name(key))
+
+
+def decode_message_id(data: bytes, key: bytes) -> int:
+    """Read the number of an id's message back."""
+    return open_frame(data, Kind.MESSAGE_ID, key).stamp.seq
 
 
 def encode_number(number: int, key: bytes) -> bytes:

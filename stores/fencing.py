@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from executus.stores.operations import Claim, Delete, Refusal, Refused, SetAside, Settle
-from executus.stores.records import ENDED, RESUMABLE, RunClaim, RunStatus, Token
+from executus.stores.operations import Append, Claim, Delete, Refusal, Refused, SetAside, Settle
+from executus.stores.records import ENDED, ENDED_FOR_GOOD, Inbox, RunClaim, RunStatus, Token
 
 
 class Fit(enum.Enum):
@@ -21,10 +21,11 @@ class Fit(enum.Enum):
 
 
 class Newest(NamedTuple):
-    """The newest readable generation of a run: its seq, and the slot in which it stands."""
+    """The newest readable generation of a run: its seq, the slot in which it stands, the last message in it."""
 
     seq: int
     slot: int
+    consumed: int
 
 
 def judge_claim(op: Claim, current: RunClaim | None) -> Fit | Refused:
@@ -83,8 +84,31 @@ def judge_set_aside(op: SetAside, current: RunClaim | None) -> Fit | Refused:
         return Refused(Refusal.FENCED, current)
     if (current.status, current.reason) == (op.status, op.reason):
         return Fit.ALREADY
-    if current.status in ENDED - RESUMABLE:
+    if current.status in ENDED_FOR_GOOD:
         return Refused(Refusal.SETTLED, current)
+    return Fit.APPLY
+
+
+def judge_life(op: Append, current: RunClaim | None) -> Refused | RunClaim:
+    """The claim of the life that a message is for, or why there is none."""
+    if current is None:
+        return Refused(Refusal.MISSING)
+    if current.incarnation != op.incarnation:
+        return Refused(Refusal.FENCED, current)
+    return current
+
+
+def judge_append(op: Append, current: RunClaim, inbox: Inbox, known: int | None) -> Fit | Refused:
+    """Is there a place for this message? `known` is the number that its id got before.
+
+    What an ending for good dropped unheard was not taken; what was consumed before it was.
+    """
+    if known is not None and (known <= inbox.consumed_through or current.status not in ENDED_FOR_GOOD):
+        return Fit.ALREADY
+    if current.status in ENDED:
+        return Refused(Refusal.SETTLED, current)
+    if inbox.pending >= op.limit:
+        return Refused(Refusal.FULL, current)
     return Fit.APPLY
 
 

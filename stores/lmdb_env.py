@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 import lmdb
 
 from executus.stores.errors import StoreCorrupt, StoreError, StoreFull, StoreUnavailable
-from executus.stores.rows import Table, Writes
+from executus.stores.rows import FIRST_TABLES, Table, Writes
 from executus.stores.store_files import DATA_NAME, NEW_PREFIX, is_file, sync_folder
 
 LOCK_NAME: Final = "lock.mdb"
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 class TransactionRows:
-    """The tables within one transaction. Values are copied out."""
+    """The tables within one transaction. Values are copied out. A table that the store does not have yet is empty."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], databases: _Databases) -> None:
         self._txn = txn
@@ -52,17 +52,24 @@ class TransactionRows:
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """See Rows."""
-        return self._txn.get(key, db=self._databases[table])
+        database = self._databases.get(table)
+        return None if database is None else self._txn.get(key, db=database)
 
     def get_many(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """See Rows."""
-        with self._txn.cursor(self._databases[table]) as cursor:
+        database = self._databases.get(table)
+        if database is None:
+            return {}
+        with self._txn.cursor(database) as cursor:
             return dict(cursor.getmulti(keys))
 
     def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """See Rows."""
         found: list[tuple[bytes, bytes]] = []
-        with self._txn.cursor(self._databases[table]) as cursor:
+        database = self._databases.get(table)
+        if database is None:
+            return found
+        with self._txn.cursor(database) as cursor:
             if limit and (cursor.set_range(first) if first else cursor.first()):
                 for key, value in cursor:
                     if below is not None and key >= below:
@@ -74,7 +81,10 @@ class TransactionRows:
 
     def keys(self, table: Table, first: bytes, limit: int) -> list[bytes]:
         """At most `limit` keys in order, from `first` on; values are not touched."""
-        with self._txn.cursor(self._databases[table]) as cursor:
+        database = self._databases.get(table)
+        if database is None:
+            return []
+        with self._txn.cursor(database) as cursor:
             found = cursor.set_range(first) if first else cursor.first()
             return list(itertools.islice(cursor.iternext(values=False), limit)) if found else []
 
@@ -201,7 +211,9 @@ def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
         metasync=settings.profile == "power",
     )
     try:
-        return OpenEnvironment(folder, env, _open_tables(folder, env))
+        databases = _open_tables(folder, env)
+        databases |= {table: env.open_db(table.encode()) for table in Table if table not in databases}
+        return OpenEnvironment(folder, env, databases)
     except BaseException:
         env.close()
         raise
@@ -223,14 +235,20 @@ def open_to_read(folder: Path, *, lock: bool) -> ReadableEnvironment:
 
 
 def _open_tables(folder: Path, env: lmdb.Environment) -> _Databases:
-    try:
-        return {table: env.open_db(table.encode(), create=False) for table in Table}
-    except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
-        raise StoreCorrupt(
-            f"store {str(folder)!r}: {DATA_NAME} is an LMDB file of another program ({error}). It was left untouched. "
-            "Use a folder of its own for the store.",
-            path=str(folder),
-        ) from error
+    """The tables that are there; those that every store has must be."""
+    databases: _Databases = {}
+    for table in Table:
+        try:
+            databases[table] = env.open_db(table.encode(), create=False)
+        except (lmdb.NotFoundError, lmdb.IncompatibleError) as error:
+            if isinstance(error, lmdb.NotFoundError) and table not in FIRST_TABLES:
+                continue
+            raise StoreCorrupt(
+                f"store {str(folder)!r}: {DATA_NAME} is an LMDB file of another program ({error}). It was left "
+                "untouched. Use a folder of its own for the store.",
+                path=str(folder),
+            ) from error
+    return databases
 
 
 @contextmanager

@@ -19,7 +19,8 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     Refused FENCED when the token there is another one or the epoch is not newer than its, EXISTS when `expected` is
     None and the id is taken, MISSING when it is gone. The same claim once more (a retry after an unknown outcome) is
     accepted. A claim that is an ending itself is refused SETTLED where the run has ended already: the first ending
-    stands. A new record also drops the run's own link to the parent that its old record named.
+    stands. A new record also drops the run's own link to the parent that its old record named, and all messages with
+    their ids. A claim that ends the run for good drops its messages; `drop_snapshots` keeps those that are pending.
     """
 
     claim: RunClaim
@@ -47,7 +48,9 @@ class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     claim RUNNING, else FENCED or SETTLED; its seq must be newer than the newest readable generation, else STALE —
     except that the very same (epoch, seq), or the same seq saved by an earlier epoch, is accepted without writing it
     again: it is there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids
-    whose end this state has taken in: their links leave `children()`.
+    whose end this state has taken in: their links leave `children()`. Messages up to the snapshot's `consumed_through`
+    are consumed in the same commit; each leaves `messages()` once the generation before has consumed it as well, so
+    that nothing is missing where the newer one turns out to be damaged.
     """
 
     snapshot: Snapshot
@@ -58,9 +61,10 @@ class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """End an execution: status and outcome, compare-and-set from RUNNING under exactly this token.
 
-    `snapshot`, if given, is saved with it under the rules of Save (one that is not newer is left out, not refused).
-    COMPLETED drops the snapshots. Refused FENCED, SETTLED (another ending was first) or MISSING. The same ending once
-    more is accepted.
+    `snapshot`, if given, is saved under the rules of Save (one that is not newer is left out, not
+    refused). COMPLETED drops the snapshots. Refused FENCED, SETTLED (another ending was first) or
+    MISSING. The same ending once more is accepted. Messages up to `consumed_through` went into the outcome; an ending
+    for good (all but FAILED) drops the others.
     """
 
     token: Token
@@ -69,6 +73,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     outcome: bytes | None = None
     snapshot: Snapshot | None = None
     consumed_children: tuple[str, ...] = ()
+    consumed_through: int = 0
     ended_at_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +101,26 @@ class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
             raise ValueError(f"run {self.expected.run_id!r} cannot be set aside as {self.status.value}")
 
 
+class Append(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Keep a message for this life of a run, behind those that it has: the store gives it the next number, from 1.
+
+    Accepted with its number. An id that the life has taken before is accepted with the number that it got then, and
+    changes nothing: at least the last REMEMBERED_IDS consumed ones are known, also when the run has ended, and all that
+    are pending. Refused MISSING where the run is gone, FENCED where another life has the id, SETTLED where the run has
+    ended, FULL where `limit` messages are pending. What rests without having ended takes messages.
+    """
+
+    run_id: str
+    incarnation: int
+    message_id: str
+    body: bytes
+    sent_at_s: float
+    expires_at_s: float | None = None
+    limit: int
+
+
 class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome, links.
+    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome, links, messages and their ids.
 
     Refused FENCED under another token, RUNNING while it runs. Deleting what is not there is accepted.
     """
@@ -105,7 +128,10 @@ class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     token: Token
 
 
-Operation = Claim | Save | Settle | SetAside | Delete
+Operation = Claim | Save | Settle | SetAside | Append | Delete
+
+REMEMBERED_IDS: Final = 1000
+"""Ids of consumed messages that are remembered for each life; between so many and twice as many are kept."""
 
 
 class Refusal(enum.StrEnum):
@@ -117,10 +143,13 @@ class Refusal(enum.StrEnum):
     STALE = "stale"
     SETTLED = "settled"
     RUNNING = "running"
+    FULL = "full"
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):
-    """The operation is in the commit."""
+    """The operation is in the commit. `number` is the message's, of an Append."""
+
+    number: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

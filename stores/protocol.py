@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from executus.stores.operations import Operation, Verdict
-from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, StoredRun, StoreInfo
+from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, StoredMessage, StoredRun, StoreInfo
 
 
 class CheckpointStore(Protocol):
-    """Keeps claims, records, snapshots and outcomes of runs.
+    """Keeps claims, records, snapshots, outcomes and messages of runs.
 
     `open`, `commit` and `close` are called by one thread, the writer. Everything else may be called by any thread while
     the store is open, sees the last commit, and returns values that own their bytes.
@@ -85,6 +85,14 @@ class CheckpointStore(Protocol):
 
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
         """(Child id, link) of a run's children whose end it has not taken in, in order of id, of any incarnation."""
+        ...
+
+    def messages(self, run_id: str) -> list[StoredMessage]:
+        """The messages of a run's current life, in order of number, that not every readable generation has consumed.
+
+        So the newest snapshot may have consumed the first of them: its `consumed_through` says so. A damaged one is
+        None inside.
+        """
         ...
 
     def info(self) -> StoreInfo:

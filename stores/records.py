@@ -48,6 +48,9 @@ ENDED: Final = frozenset(
 )
 """Ended with an outcome for whoever waits."""
 
+ENDED_FOR_GOOD: Final = ENDED - RESUMABLE
+"""Ended, and not brought back by hand either: its messages go."""
+
 
 class Token(NamedTuple):
     """The fencing token: which execution of which life of which id may write."""
@@ -118,7 +121,8 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One checkpoint: the state after callback number `seq` and what comes next, both opaque to the store.
 
-    `waiting` says that the run was idle in a `Wait`, so that a death meanwhile is not its fault.
+    `waiting` says that the run was idle in a `Wait`, so that a death meanwhile is not its fault. `consumed_through` is
+    the number of the last durable message whose effect is in the state; unset where there is none, and then not stored.
     """
 
     run_id: str
@@ -130,11 +134,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: bytes
     next: bytes
     waiting: bool = False
+    consumed_through: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def token(self) -> Token:
         """The token under which it was taken."""
         return Token(self.run_id, self.incarnation, self.epoch)
+
+    @property
+    def consumed(self) -> int:
+        """`consumed_through`, 0 where it is unset."""
+        return 0 if self.consumed_through is msgspec.UNSET else self.consumed_through
 
 
 class StoredRun(msgspec.Struct, frozen=True):
@@ -142,6 +152,47 @@ class StoredRun(msgspec.Struct, frozen=True):
 
     claim: RunClaim
     record: RunRecord | None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable message for one life of a run. `number` counts them from 1; `body` is opaque to the store.
+
+    `sent_at_s` and `expires_at_s` are wall time; None never expires.
+    """
+
+    run_id: str
+    incarnation: int
+    number: int
+    message_id: str
+    body: bytes
+    sent_at_s: float
+    expires_at_s: float | None = None
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as the store holds it. `message` is None where its bytes are unreadable."""
+
+    number: int
+    message: Message | None
+
+
+class Inbox(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the messages of one life have got, by number.
+
+    `appended` is the last one's. Those up to `consumed_through` are in the newest state, those up to `dropped_through`
+    are gone, of those up to `forgotten_through` the ids as well.
+    """
+
+    incarnation: int
+    appended: int = 0
+    consumed_through: int = 0
+    dropped_through: int = 0
+    forgotten_through: int = 0
+
+    @property
+    def pending(self) -> int:
+        """How many are still to be consumed."""
+        return self.appended - max(self.consumed_through, self.dropped_through)
 
 
 class LoadedSnapshot(msgspec.Struct, frozen=True):

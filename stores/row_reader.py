@@ -11,15 +11,29 @@ from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
 from executus.stores.records import (
     LIVE,
+    Inbox,
     LoadedSnapshot,
+    Message,
     ParentLink,
     RunClaim,
     RunRecord,
     Snapshot,
+    StoredMessage,
     StoredRun,
     StoreInfo,
 )
-from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, children_range, run_id_of, run_key, snapshot_key
+from executus.stores.rows import (
+    SEPARATOR,
+    SLOTS,
+    Rows,
+    Table,
+    message_key,
+    message_number,
+    range_below,
+    run_id_of,
+    run_key,
+    snapshot_key,
+)
 
 _PAGE: Final = 1000
 
@@ -115,10 +129,24 @@ class RowReader(abc.ABC):
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
         """See CheckpointStore."""
         self._check_usable()
-        first, below = children_range(run_key(run_id))
+        first, below = range_below(run_key(run_id))
         with self._view() as rows:
             links = rows.page(Table.CHILDREN, first, below, 1 << 62)
         return [(run_id_of(key.partition(SEPARATOR)[2]), codec.decode_link(data, key)) for key, data in links]
+
+    def messages(self, run_id: str) -> list[StoredMessage]:
+        """See CheckpointStore."""
+        self._check_usable()
+        key = run_key(run_id)
+        with self._view() as rows:
+            head = rows.get(Table.INBOXES, key)
+            found = dict(rows.page(Table.MESSAGES, *range_below(key), 1 << 62))
+        inbox = _readable_inbox(head, key)
+        if inbox is not None:  # by number, not by row: a bit flipped in a message's key takes it to another place
+            keys = [message_key(key, number) for number in range(inbox.dropped_through + 1, inbox.appended + 1)]
+        else:
+            keys = list(found)
+        return [StoredMessage(message_number(key), _readable_message(found.get(key), key)) for key in keys]
 
     def _live_claims(self) -> list[tuple[bytes, RunClaim | None]]:
         self._check_usable()
@@ -174,6 +202,20 @@ def _readable_claim(data: bytes | None, key: bytes) -> RunClaim | None:
 def _readable_record(data: bytes | None, key: bytes) -> RunRecord | None:
     try:
         return None if data is None else codec.decode_record(data, key)
+    except (RecordCorrupt, RecordTooLarge):
+        return None
+
+
+def _readable_inbox(data: bytes | None, key: bytes) -> Inbox | None:
+    try:
+        return None if data is None else codec.decode_inbox(data, key)
+    except (RecordCorrupt, RecordTooLarge):
+        return None
+
+
+def _readable_message(data: bytes | None, key: bytes) -> Message | None:
+    try:
+        return None if data is None else codec.decode_message(data, key)
     except (RecordCorrupt, RecordTooLarge):
         return None
 

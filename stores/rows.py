@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Final, Protocol
 
 from executus.stores.errors import InvalidRunId
@@ -25,6 +26,13 @@ class Table(enum.StrEnum):
     OUTCOMES = "outcomes"
     LIVE = "live"
     CHILDREN = "children"
+    INBOXES = "inboxes"
+    MESSAGES = "messages"
+    MESSAGE_IDS = "message-ids"
+
+
+FIRST_TABLES: Final = frozenset(Table) - {Table.INBOXES, Table.MESSAGES, Table.MESSAGE_IDS}
+"""Those that every store has. One written before there were messages gets theirs when opened to write."""
 
 
 Writes = dict[Table, dict[bytes, bytes | None]]
@@ -82,6 +90,21 @@ def child_key(parent: bytes, child: bytes) -> bytes:
     return b"%b\0%b" % (parent, child)
 
 
-def children_range(parent: bytes) -> tuple[bytes, bytes]:
-    """The first key of a parent's links, and the one below which they all are."""
-    return parent + b"\0", parent + b"\1"
+def message_key(key: bytes, number: int) -> bytes:
+    """The key of one message of a run; keys are in order of number."""
+    return b"%b\0%016x" % (key, number)
+
+
+def message_number(key: bytes) -> int:
+    """The number of the message that stands under this key."""
+    return int(key.rpartition(SEPARATOR)[2], 16)
+
+
+def message_id_key(key: bytes, message_id: str) -> bytes:
+    """The key under which an id is remembered."""
+    return b"%b\0%b" % (key, blake2b(message_id.encode(), digest_size=16).hexdigest().encode())
+
+
+def range_below(key: bytes) -> tuple[bytes, bytes]:
+    """The first key below a run (its children's links, its messages), and the one below which they all are."""
+    return key + b"\0", key + b"\1"

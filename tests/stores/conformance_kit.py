@@ -14,13 +14,18 @@ import pytest
 
 from executus.stores import (
     ACCEPTED,
+    ENDED,
+    ENDED_FOR_GOOD,
     EPOCHS_PER_BOOT,
     LIVE,
     MAX_LABELS,
     MAX_RECORD_BYTES,
+    REMEMBERED_IDS,
+    Accepted,
     CheckpointStore,
     Claim,
     InvalidRunId,
+    Message,
     ParentLink,
     RecordCorrupt,
     RecordTooLarge,
@@ -34,14 +39,17 @@ from executus.stores import (
     StoreLocked,
     Token,
 )
-from executus.stores.rows import Table
-from tests.stores.disks import Disk, damage, rebooted
+from executus.stores.rows import Table, message_id_key, message_key
+from tests.stores.disks import Disk, damage, flip_last_bit, rebooted
 from tests.stores.making import (
+    append,
     begin,
     child_of,
     claim,
     commit_one,
     deleted,
+    numbered,
+    pending,
     reborn,
     reclaimed,
     record,
@@ -64,6 +72,7 @@ READS: list[Callable[[CheckpointStore], object]] = [
     lambda store: store.damaged(),
     lambda store: store.scan(),
     lambda store: store.children("r"),
+    lambda store: store.messages("r"),
     lambda store: store.info(),
 ]
 
@@ -565,11 +574,244 @@ class SettingAside(Conformance):
             set_aside(Token("r", 1, 1), RunStatus.COMPLETED)
 
 
+class Appending(Conformance):
+    def test_messages_are_numbered_from_1_and_come_back_whole_and_in_order(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
+        token, other = begin(store), begin(store, "r2")
+        assert numbered(store, append(token, "a", b"\0\xff", expires_at_s=9.5), append(token, "b")) == [1, 2]
+        assert numbered(store, append(other, "a")) == [1]
+        expected = [
+            Message(
+                run_id="r", incarnation=1, number=1, message_id="a", body=b"\0\xff", sent_at_s=3.0, expires_at_s=9.5
+            ),
+            Message(run_id="r", incarnation=1, number=2, message_id="b", body=b"body", sent_at_s=3.0),
+        ]
+        assert [stored.message for stored in store.messages("r")] == expected
+        store = rebooted(disk, store)
+        assert [stored.message for stored in store.messages("r")] == expected
+        assert numbered(store, append(token, "c")) == [3]
+        store.close()
+
+    def test_an_id_that_was_taken_before_is_accepted_with_its_number_and_changes_nothing(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
+        token = begin(store)
+        verdicts = store.commit([append(token, "a"), append(token, "a", b"other"), append(token, "b")])
+        assert verdicts == [Accepted(1), Accepted(1), Accepted(2)]
+        store = rebooted(disk, store)
+        assert numbered(store, append(token, "a", b"other")) == [1]
+        assert [stored.message and stored.message.body for stored in store.messages("r")] == [b"body", b"body"]
+        store.close()
+
+    def test_to_what_is_not_there_it_is_missing(self, store: CheckpointStore) -> None:
+        assert numbered(store, append(Token("r", 1, 1), "a")) == [Refusal.MISSING]
+
+    def test_for_another_life_it_is_fenced(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        assert numbered(store, append(token._replace(incarnation=2), "a")) == [Refusal.FENCED]
+        assert store.messages("r") == []
+
+    def test_another_epoch_of_the_same_life_takes_it(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        commit_one(store, reclaimed(token, token.epoch + 1))
+        assert numbered(store, append(token, "a")) == [1]
+
+    @pytest.mark.parametrize("status", sorted(ENDED))
+    def test_to_a_run_that_has_ended_it_is_settled(self, store: CheckpointStore, status: RunStatus) -> None:
+        token = begin(store)
+        commit_one(store, settled(token, status))
+        assert numbered(store, append(token, "a")) == [Refusal.SETTLED]
+
+    @pytest.mark.parametrize("status", sorted(set(RunStatus) - ENDED - {RunStatus.RUNNING}))
+    def test_what_rests_without_having_ended_takes_messages_and_keeps_them(
+        self, store: CheckpointStore, status: RunStatus
+    ) -> None:
+        token = begin(store)
+        assert numbered(store, append(token, "a")) == [1]
+        commit_one(store, settled(token, status))
+        assert numbered(store, append(token, "b"), append(token, "a")) == [2, 1]
+        commit_one(store, reclaimed(token, token.epoch + 1))
+        assert pending(store) == [1, 2]
+
+    def test_at_the_limit_it_is_full_until_one_is_consumed(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        messages = [append(token, name, limit=2) for name in "abc"]
+        assert numbered(store, *messages, messages[0]) == [1, 2, Refusal.FULL, 1]
+        commit_one(store, save(token, 1, consumed_through=1))
+        assert numbered(store, messages[2]) == [3]
+
+    def test_a_body_over_the_cap_or_of_no_bytes_is_refused_before_anything_is_written(
+        self, store: CheckpointStore
+    ) -> None:
+        token = begin(store)
+        with pytest.raises(RecordTooLarge):
+            store.commit([append(token, "a"), append(token, "b", bytes(MAX_RECORD_BYTES))])
+        with pytest.raises(TypeError, match="body"):
+            store.commit([append(token, "a"), append(token, "b", "text")])  # type: ignore[arg-type]
+        assert numbered(store, append(token, "c")) == [1]
+
+    def test_a_save_consumes_in_its_own_commit_and_a_message_leaves_when_both_generations_have_it(
+        self, store: CheckpointStore
+    ) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        commit_one(store, save(token, 1, consumed_through=1))
+        assert pending(store) == [1, 2, 3]
+        commit_one(store, save(token, 2, consumed_through=2))
+        assert pending(store) == [2, 3]
+        loaded = store.load_snapshot("r")
+        assert loaded is not None
+        assert loaded.snapshot.consumed == 2
+        commit_one(store, save(token, 3, consumed_through=3), save(token, 4, consumed_through=3))
+        assert pending(store) == []
+
+    def test_a_refused_save_consumes_nothing(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, append(token, "a", limit=1))
+        commit_one(store, save(token, 5))
+        assert commit_one(store, save(token, 4, consumed_through=1)) is Refusal.STALE
+        assert numbered(store, append(token, "b", limit=1)) == [Refusal.FULL]
+
+    def test_where_the_newest_generation_is_damaged_nothing_is_missing_that_the_older_one_has_not(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        commit_one(store, save(token, 1, consumed_through=1), save(token, 2, consumed_through=3))
+        store = rebooted(disk, store, lambda: damage(disk, Table.SNAPSHOTS, "r", slot=1))
+        loaded = store.load_snapshot("r")
+        assert loaded is not None
+        assert (loaded.snapshot.seq, loaded.snapshot.consumed) == (1, 1)
+        assert pending(store) == [2, 3]
+        newer = token._replace(epoch=store.boot_epoch * EPOCHS_PER_BOOT)
+        commit_one(store, reclaimed(token, newer.epoch), save(newer, 2, consumed_through=2))
+        assert pending(store) == [2, 3]
+        commit_one(store, save(newer, 3, consumed_through=3), save(newer, 4, consumed_through=3))
+        assert pending(store) == []
+        store.close()
+
+    def test_beginning_afresh_keeps_what_is_pending(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        commit_one(store, save(token, 1, consumed_through=1), save(token, 2, consumed_through=1))
+        newer = token._replace(epoch=token.epoch + 1)
+        commit_one(store, reclaimed(token, newer.epoch, drop_snapshots=True), save(newer, 3, consumed_through=2))
+        commit_one(store, save(newer, 4, consumed_through=2))
+        assert pending(store) == [3]
+        assert numbered(store, append(token, "a"), append(token, "d")) == [1, 4]
+
+    @pytest.mark.parametrize("status", sorted(ENDED_FOR_GOOD))
+    def test_an_ending_for_good_drops_messages_and_what_was_consumed_stays_known(
+        self, store: CheckpointStore, status: RunStatus
+    ) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        commit_one(store, save(token, 1, consumed_through=1), settled(token, status, consumed_through=2))
+        assert pending(store) == []
+        again = [append(token, name) for name in "abcd"]
+        assert numbered(store, *again) == [1, 2, Refusal.SETTLED, Refusal.SETTLED]
+
+    def test_a_tombstone_drops_messages(self, disk: Disk, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, append(token, "a"))
+        store = rebooted(disk, store)
+        commit_one(store, Claim(claim=claim("r", 1 << 60, status=RunStatus.KILLED), expected=token))
+        assert pending(store) == []
+        store.close()
+
+    def test_a_failed_run_keeps_its_messages(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, append(token, "a"))
+        commit_one(store, settled(token, RunStatus.FAILED))
+        assert pending(store) == [1]
+        assert numbered(store, append(token, "a")) == [1]
+
+    def test_an_ending_consumes_with_its_snapshot(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name, limit=2) for name in "ab"))
+        last = snapshot(token, 2, consumed_through=1)
+        commit_one(store, save(token, 1), settled(token, RunStatus.SUSPENDED, snapshot=last))
+        assert numbered(store, append(token, "c", limit=2)) == [3]
+
+    def test_a_new_life_begins_without_the_messages_and_ids_of_the_one_before(self, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, append(token, "a"), append(token, "b"))
+        commit_one(store, settled(token, RunStatus.FAILED), reborn(token, token.epoch + 1))
+        assert pending(store) == []
+        again = Token("r", token.incarnation + 1, token.epoch + 1)
+        assert numbered(store, append(token, "c"), append(again, "b")) == [Refusal.FENCED, 1]
+
+    def test_a_first_message_goes_in_with_the_record_and_is_fenced_where_the_id_is_taken(
+        self, store: CheckpointStore
+    ) -> None:
+        first = Token("r", 1, 1)
+        assert store.commit([started(), append(first, "a")]) == [ACCEPTED, Accepted(1)]
+        late = Token("r", 2, 2)
+        verdicts = store.commit([started("r", 2, 2), append(late, "b")])
+        assert [why(verdict) for verdict in verdicts] == [Refusal.EXISTS, Refusal.FENCED]
+        assert pending(store) == [1]
+
+    def test_the_last_ids_are_remembered_after_they_were_consumed_and_older_ones_forgotten(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
+        token = begin(store)
+        count = 2 * REMEMBERED_IDS + 1
+        store.commit([append(token, f"m{n}", limit=count) for n in range(1, count + 1)])
+        commit_one(store, save(token, 1, consumed_through=count - 1))
+        assert numbered(store, append(token, "m1", limit=2)) == [1]
+        commit_one(store, save(token, 2, consumed_through=count))
+        oldest = count - REMEMBERED_IDS + 1
+        known = range(oldest, count + 1)
+        assert numbered(store, *(append(token, f"m{n}", limit=1) for n in known)) == list(known)
+        assert numbered(store, append(token, f"m{oldest - 1}", limit=9)) == [count + 1]
+        commit_one(store, save(token, 3, consumed_through=count))
+        store.close()
+        assert len(disk.keys(Table.MESSAGE_IDS)) == REMEMBERED_IDS + 1 == 1001
+        assert len(disk.keys(Table.MESSAGES)) == 1
+
+    def test_a_damaged_message_is_none_inside(self, disk: Disk, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        store = rebooted(disk, store, lambda: disk.change(Table.MESSAGES, message_key(b"r", 2), flip_last_bit))
+        assert [(stored.number, stored.message is None) for stored in store.messages("r")] == [
+            (1, False),
+            (2, True),
+            (3, False),
+        ]
+        store = rebooted(disk, store, lambda: disk.change(Table.MESSAGES, message_key(b"r", 2), lambda _: None))
+        assert [stored.message is None for stored in store.messages("r")] == [False, True, False]
+        store.close()
+
+    @pytest.mark.parametrize("how", [lambda data: data[:-1], lambda _: None])
+    def test_where_the_count_is_damaged_it_is_made_again_from_the_messages_and_ids(
+        self, disk: Disk, store: CheckpointStore, how: Callable[[bytes], bytes | None]
+    ) -> None:
+        token = begin(store)
+        numbered(store, *(append(token, name) for name in "abc"))
+        commit_one(store, save(token, 1, consumed_through=1), save(token, 2, consumed_through=1))
+        store = rebooted(disk, store, lambda: disk.change(Table.INBOXES, b"r", how))
+        assert pending(store) == [2, 3]
+        again = [append(token, name, limit=3) for name in ("a", "c", "d", "e")]
+        assert numbered(store, *again) == [1, 3, 4, Refusal.FULL]
+        assert pending(store) == [2, 3, 4]
+        store.close()
+
+    def test_an_id_whose_row_is_damaged_is_not_taken_again(self, disk: Disk, store: CheckpointStore) -> None:
+        token = begin(store)
+        numbered(store, append(token, "a"))
+        row = message_id_key(b"r", "a")
+        store = rebooted(disk, store, lambda: disk.change(Table.MESSAGE_IDS, row, flip_last_bit))
+        assert numbered(store, append(token, "a"), append(token, "b")) == [Refusal.FENCED, 2]
+        store.close()
+
+
 class Deleting(Conformance):
     def test_everything_of_the_run_goes(self, disk: Disk, store: CheckpointStore) -> None:
         parent = begin(store, "parent")
         token = Token("r", 1, 1)
         commit_one(store, child_of(parent, "r"), child_of(token, "grandchild", epoch=2), save(token, 1), save(token, 2))
+        numbered(store, append(token, "a"), append(token, "b"))
         commit_one(store, settled(token, RunStatus.FAILED, outcome=b"x"), settled(Token("grandchild", 1, 2)))
         assert commit_one(store, deleted(token), deleted(Token("grandchild", 1, 2))) is None
         assert (store.load("r"), store.load_snapshot("r"), store.load_outcome("r")) == (None, None, None)
@@ -619,6 +861,7 @@ class Reading(Conformance):
     def test_what_is_not_there_is_none(self, store: CheckpointStore) -> None:
         assert (store.load("r"), store.load_snapshot("r"), store.load_outcome("r")) == (None, None, None)
         assert (store.live(), store.damaged(), store.scan(), store.children("r")) == ([], [], [], [])
+        assert store.messages("r") == []
 
     def test_a_run_without_a_save_has_no_snapshot(self, store: CheckpointStore) -> None:
         begin(store)

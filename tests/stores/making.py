@@ -6,6 +6,8 @@ from typing import Any
 
 from executus.stores import (
     EPOCHS_PER_BOOT,
+    Accepted,
+    Append,
     CheckpointStore,
     Claim,
     Delete,
@@ -67,8 +69,11 @@ def snapshot(token: Token, seq: int, state: bytes | None = None, **facts: Any) -
     )
 
 
-def save(token: Token, seq: int, state: bytes | None = None, **options: Any) -> Save:
-    return Save(snapshot=snapshot(token, seq, state), **options)
+def save(
+    token: Token, seq: int, state: bytes | None = None, *, consumed_through: int | None = None, **options: Any
+) -> Save:
+    facts = {} if consumed_through is None else {"consumed_through": consumed_through}
+    return Save(snapshot=snapshot(token, seq, state, **facts), **options)
 
 
 def started(run_id: str = "r", epoch: int = 1, incarnation: int = 1, **facts: Any) -> Claim:
@@ -98,6 +103,29 @@ def reborn(before: Token, epoch: int, **facts: Any) -> Claim:
 
 def settled(token: Token, status: RunStatus = RunStatus.COMPLETED, **facts: Any) -> Settle:
     return Settle(token=token, status=status, **facts)
+
+
+def append(token: Token, message_id: str, body: bytes = b"body", *, limit: int = 100, **facts: Any) -> Append:
+    """A message for the life of this token."""
+    return Append(
+        run_id=token.run_id,
+        incarnation=token.incarnation,
+        message_id=message_id,
+        body=body,
+        sent_at_s=3.0,
+        limit=limit,
+        **facts,
+    )
+
+
+def numbered(store: CheckpointStore, *operations: Append) -> list[int | Refusal]:
+    """Commit each message by itself; the number that it got, or why it was refused."""
+    verdicts = [store.commit([operation])[0] for operation in operations]
+    return [verdict.number if isinstance(verdict, Accepted) else verdict.why for verdict in verdicts]
+
+
+def pending(store: CheckpointStore, run_id: str = "r") -> list[int]:
+    return [stored.number for stored in store.messages(run_id)]
 
 
 def set_aside(token: Token, status: RunStatus = RunStatus.QUARANTINED, reason: str = "unreadable") -> SetAside:

@@ -25,13 +25,13 @@ from executus.stores import (
     Token,
     codec,
 )
-from executus.stores.rows import Table
+from executus.stores.rows import FIRST_TABLES, Table
 from tests.stores.children import in_fork, owner_of
 from tests.stores.disks import LmdbDisk, damage
-from tests.stores.making import begin, child_of, commit_one, save, settled
+from tests.stores.making import append, begin, child_of, commit_one, numbered, pending, save, settled
 from tests.waiting import wait_until
 
-READS = ("load", "load_snapshot", "load_outcome", "children")
+READS = ("load", "load_snapshot", "load_outcome", "children", "messages")
 
 
 @contextmanager
@@ -244,6 +244,28 @@ def test_a_damaged_or_foreign_file_is_corrupt_and_left_untouched(store_path: Pat
     with pytest.raises(StoreCorrupt):
         LmdbReader(store_path).open()
     assert files_of(store_path) == before
+
+
+def test_a_store_from_before_there_were_messages_is_read_as_it_is_and_gets_its_tables_from_its_next_owner(
+    store_path: Path,
+) -> None:
+    store = LmdbDisk(store_path).store()
+    store.open()
+    token = begin(store)
+    store.close()
+    with lmdb.open(str(store_path), max_dbs=32) as env:
+        for table in set(Table) - FIRST_TABLES:
+            database = env.open_db(table.encode(), create=False)
+            with env.begin(write=True) as txn:
+                txn.drop(database)
+    with reading(store_path) as reader:
+        assert reader.load("r") is not None
+        assert reader.messages("r") == []
+        assert list(reader.checkup()) != []
+    store.open()
+    assert numbered(store, append(token, "a")) == [1]
+    assert pending(store) == [1]
+    store.close()
 
 
 def test_a_store_of_a_newer_format_is_too_new(store_path: Path) -> None:

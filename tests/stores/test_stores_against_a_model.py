@@ -14,7 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from executus.stores import (
+    ENDED,
+    ENDED_FOR_GOOD,
     LIVE,
+    Append,
     CheckpointStore,
     Claim,
     Delete,
@@ -47,6 +50,18 @@ class Life:
         self.generations: list[tuple[Snapshot, bool]] = []
         """(snapshot, readable), oldest first, at most two."""
         self.outcome: bytes | None = None
+        self.ids: dict[str, int] = {}
+        self.consumed = 0
+        self.gone = 0
+        """Messages up to here have left: consumed by both generations, or dropped at an ending."""
+
+    def consume(self, through: int, before: int) -> None:
+        self.consumed = max(self.consumed, min(through, len(self.ids)))
+        self.gone = max(self.gone, min(before, self.consumed))
+
+    def end(self, through: int = 0) -> None:
+        self.consume(through, 0)
+        self.gone = len(self.ids)
 
     def readable(self) -> list[Snapshot]:
         return [snapshot for snapshot, readable in self.generations if readable]
@@ -58,6 +73,8 @@ class Life:
         if snapshot.seq < newest:
             return "stale"
         last = self.readable()[-1:]
+        if snapshot.consumed:
+            self.consume(snapshot.consumed, last[0].consumed if last else 0)
         self.generations = [(kept, True) for kept in last] + [(snapshot, True)]
         return "kept"
 
@@ -77,6 +94,8 @@ class Model:
                 return self.settle(op)
             case SetAside():
                 return self.set_aside(op)
+            case Append():
+                return self.append(op)
             case Delete():
                 return self.delete(op)
 
@@ -92,6 +111,8 @@ class Model:
                 return "exists"
             if life.claim.token != op.expected or op.claim.epoch <= life.claim.epoch:
                 return "fenced"
+            if op.claim.status in ENDED and life.claim.status in ENDED:
+                return "settled"
         if op.record is not None:
             self.forget(run_id)
             life = self.lives[run_id] = Life(op.claim, op.record)
@@ -103,6 +124,24 @@ class Model:
             life.generations = []
         if op.outcome is not None:
             life.outcome = op.outcome
+        if op.claim.status in ENDED_FOR_GOOD:
+            life.end()
+        return None
+
+    def append(self, op: Append) -> str | None:
+        life = self.lives.get(op.run_id)
+        if life is None:
+            return "missing"
+        if life.claim.incarnation != op.incarnation:
+            return "fenced"
+        known = life.ids.get(op.message_id)
+        if known is not None and (known <= life.consumed or life.claim.status not in ENDED_FOR_GOOD):
+            return None
+        if life.claim.status in ENDED:
+            return "settled"
+        if len(life.ids) - max(life.consumed, life.gone) >= op.limit:
+            return "full"
+        life.ids[op.message_id] = len(life.ids) + 1
         return None
 
     def writer(self, token: Token) -> str | None:
@@ -146,6 +185,8 @@ class Model:
         if op.outcome is not None:
             life.outcome = op.outcome
         life.claim = replace(life.claim, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
+        if op.status in ENDED_FOR_GOOD:
+            life.end(op.consumed_through)
         self.consume(op.token.run_id, op.consumed_children)
         return None
 
@@ -194,6 +235,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         self.disks: list[Disk] = [MemoryDisk(), LmdbDisk(self.folder)]
         self.stores: list[CheckpointStore] = [disk.store() for disk in self.disks]
         self.epoch = 0
+        self.sent = 0
 
     def teardown(self) -> None:
         for store in self.stores:
@@ -249,7 +291,20 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         token = life.claim.token if life else Token(run_id, 1, 1)
         if draw(st.integers(0, 4)) == 0:
             token = token._replace(epoch=max(0, token.epoch - 1))
-        kind = draw(st.sampled_from(["claim", "claim", "save", "save", "save", "settle", "set aside", "delete"]))
+        kinds = [
+            "claim",
+            "claim",
+            "save",
+            "save",
+            "save",
+            "settle",
+            "set aside",
+            "delete",
+            "append",
+            "append",
+            "append",
+        ]
+        kind = draw(st.sampled_from(kinds))
         match kind:
             case "claim":
                 return self.draw_claim(draw, token, is_there=life is not None)
@@ -267,6 +322,17 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                     outcome=draw(st.sampled_from([None, b"", b"1", b"2"])),
                     snapshot=self.draw_snapshot(draw, token) if draw(st.booleans()) else None,
                     consumed_children=draw(st.sampled_from([(), ("a",)])),
+                    consumed_through=draw(st.integers(0, 4)),
+                )
+            case "append":
+                self.sent += 1
+                return Append(
+                    run_id=run_id,
+                    incarnation=token.incarnation,
+                    message_id=draw(st.sampled_from(["m1", "m2", f"new {self.sent}", f"other {self.sent}"])),
+                    body=b"body",
+                    sent_at_s=1.0,
+                    limit=draw(st.sampled_from([1, 3, 9])),
                 )
             case "set aside":
                 status = draw(st.sampled_from([RunStatus.PARKED, RunStatus.QUARANTINED]))
@@ -297,7 +363,11 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         life = self.model.lives.get(token.run_id)
         last = max((kept.seq for kept, _ in life.generations), default=0) if life else 0
         seq = max(0, last + draw(st.integers(-1, 2)))
-        return snapshot(token, seq, b"<state %d %d %d>" % (token.incarnation, token.epoch, seq))
+        # As a run does: what a state has taken in, the next one has as well.
+        held = max((kept.consumed for kept in life.readable()), default=0) if life else 0
+        through = draw(st.sampled_from([held, held, held + 1, held + 2]))
+        facts = {"consumed_through": through} if through else {}
+        return snapshot(token, seq, b"<state %d %d %d>" % (token.incarnation, token.epoch, seq), **facts)
 
     @invariant()
     def reads_are_the_same(self) -> None:
@@ -327,10 +397,14 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         stored = store.load(run_id)
         if life is None:
             assert stored is store.load_snapshot(run_id) is store.load_outcome(run_id) is None
+            assert store.messages(run_id) == []
             return
         assert stored is not None
         assert (stored.claim, stored.record) == (life.claim, life.record)
         assert store.load_outcome(run_id) == life.outcome
+        expected = {number: name for name, number in life.ids.items() if number > life.gone}
+        messages = {stored.number: stored.message and stored.message.message_id for stored in store.messages(run_id)}
+        assert list(messages.items()) == list(expected.items())
         try:
             loaded = store.load_snapshot(run_id)
         except RecordCorrupt:
