@@ -118,8 +118,8 @@ def killed_runs_come_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interruption, "_commit_tombstone", commit)
 
 
-def children_of_an_earlier_round_are_the_next_ones(patch: pytest.MonkeyPatch) -> None:
-    """A new round is not told apart from the one before."""
+def children_of_an_earlier_beginning_are_the_next_ones(patch: pytest.MonkeyPatch) -> None:
+    """A new beginning, by hand or in the next round, is not told apart from the one before."""
     original = supervisor.next_claim
 
     def same_round(claim: RunClaim, *arguments: Any, afresh: bool = False, **more: Any) -> RunClaim:
@@ -127,6 +127,7 @@ def children_of_an_earlier_round_are_the_next_ones(patch: pytest.MonkeyPatch) ->
         return original(claim, *arguments, **more)
 
     patch.setattr(supervisor, "next_claim", same_round)
+    patch.setattr(admission, "next_claim", same_round)
 
 
 def two_endings(patch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         a_zombie_is_not_fenced,
         childrens_ends_not_derived,
         killed_runs_come_back,
-        children_of_an_earlier_round_are_the_next_ones,
+        children_of_an_earlier_beginning_are_the_next_ones,
         two_endings,
         a_store_that_comes_back_is_not_announced,
         a_crashed_store_is_not_restarted,
