@@ -1,0 +1,24 @@
+"""The smaller part of `leaks`, and that it would see what it looks for."""
+
+from __future__ import annotations
+
+from tests.harness.leaks import BATCHES, SLACK_BYTES, Reading, judge
+from tests.harness.reports import report_of
+
+
+def test_starts_stops_crashes_opens_and_closes_leave_threads_descriptors_memory_and_objects_flat() -> None:
+    report = report_of("leaks", 1000)
+    assert report.failures == ()
+    assert report.count > 3000
+
+
+def test_what_grows_is_seen() -> None:
+    flat = [Reading(3, 7, 10_000_000, 30_000)] * BATCHES
+    assert judge(flat) == []
+    growing = [Reading(3 + n, 7 + n, 10_000_000 + 2 * n * SLACK_BYTES, 30_000 + n * 1000) for n in range(BATCHES)]
+    assert [complaint.split()[0] for complaint in judge(growing)] == [
+        "threads",
+        "descriptors",
+        "memory_bytes",
+        "objects",
+    ]
