@@ -49,6 +49,7 @@ from executus.actors.errors import (
 from executus.actors.handle import AsyncRunHandle, RunHandle
 from executus.actors.incarnation import Ending, Progress, RunView
 from executus.actors.interruption import DrainReport
+from executus.actors.journal import Journal
 from executus.actors.outcomes import (
     Cancelled,
     Completed,
@@ -102,6 +103,7 @@ __all__ = [
     "InvalidMessage",
     "InvalidRunId",
     "InvalidRunType",
+    "Journal",
     "Killed",
     "MailboxFull",
     "NoReply",

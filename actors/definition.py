@@ -18,12 +18,12 @@ from executus.actors.errors import (
     InvalidMessage,
     InvalidRunType,
     NotRegistered,
-    SaveRejected,
     WrongReturn,
 )
 from executus.actors.outcomes import safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Next, Run
+from executus.actors.state_codec import MAX_VALUE_BYTES, StateCodec
 from executus.actors.user_types import (
     decoder_of,
     exact_classes,
@@ -32,10 +32,8 @@ from executus.actors.user_types import (
     run_class_of,
     type_arguments,
 )
-from executus.stores import MAX_LABELS, MAX_RECORD_BYTES
+from executus.stores import MAX_LABELS
 
-MAX_VALUE_BYTES: Final = MAX_RECORD_BYTES - 65_536
-"""The most that an input, a state or a result may take; what is left is for the record around it."""
 CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)
@@ -45,13 +43,13 @@ class RunDefinition:
     """A registered run type. Immutable after construction and safe on any thread.
 
     `immutable` says that a state can be handed on by reference and encoded late; otherwise it is encoded at once.
+    `states` is the codec of its states.
     """
 
     __slots__ = (
         "_classes",
         "_input_decoder",
         "_message_classes",
-        "_state_decoder",
         "aliases",
         "async_callbacks",
         "default_callbacks",
@@ -63,6 +61,7 @@ class RunDefinition:
         "result_type",
         "run_class",
         "schema_version",
+        "states",
     )
 
     def __init__(self, make: Callable[[], Run[Any, Any, Any]], defaults: Policies = Policies()) -> None:  # noqa: B008 - frozen
@@ -90,7 +89,7 @@ class RunDefinition:
         input_type, state_type, self.result_type = type_arguments(run_class, self.name)
         self.message_type = message_type_of(run_class, self.name)
         self._input_decoder = decoder_of(input_type, "Input", self.name)
-        self._state_decoder = decoder_of(state_type, "State", self.name)
+        self.states = StateCodec(state_type, self.name)
         decoder_of(self.result_type, "Result", self.name)
         state_info = types.type_info(state_type)
         self._classes = exact_classes(state_info)
@@ -146,22 +145,6 @@ class RunDefinition:
             returned = "None" if state is None else type(state).__name__
             msg = f"{self.name}.{callback} returned {returned}, declared is {wanted}: {hint}"
             raise WrongReturn(msg)
-
-    def encode_state(self, state: object) -> bytes:
-        """Encode deterministically: equal states give equal bytes in every process. Raises SaveRejected."""
-        try:
-            data = _encoder.encode(state)
-        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            msg = f"run type {self.name!r}: the state cannot be encoded: {safe_text(error)}"
-            raise SaveRejected(msg) from error
-        if len(data) > MAX_VALUE_BYTES:
-            msg = f"run type {self.name!r}: the state takes {len(data)} bytes, the cap is {MAX_VALUE_BYTES}"
-            raise SaveRejected(msg)
-        return data
-
-    def decode_state(self, data: bytes) -> Any:
-        """A fresh state. Raises msgspec.ValidationError or DecodeError where bytes and type differ."""
-        return self._state_decoder.decode(data)
 
     # results and messages
 

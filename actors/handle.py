@@ -140,7 +140,9 @@ def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promis
         )
         return
     run = inc.run if inc.run is not None else inc.definition.make()
-    state = inc.definition.decode_state(published.state) if published.encoded else published.state
+    state = published.state
+    if published.encoded:
+        state = inc.definition.states.decode(published.state, published.journals)
     if "query" in inc.definition.async_callbacks:
         loop = core.env.loop
         assert loop is not None

@@ -46,6 +46,7 @@ from executus.actors.run import (
 )
 from executus.actors.run_context import AttemptContext, encode_message
 from executus.actors.save_slot import Published, SaveSlot
+from executus.actors.state_codec import Journals, plain_state
 from executus.stores import RecordCorrupt, StoreError
 
 STEPS_PER_TURN: Final = 16
@@ -443,15 +444,16 @@ class RunActor(Actor):
         if self.consumed and self.consumed[0][0] <= self.slot.durable_seq:
             self.consumed = tuple(c for c in self.consumed if c[0] > self.slot.durable_seq)
         encoded = not self.definition.immutable
+        journals: Journals = ()
         if encoded:
             try:
-                state = self.definition.encode_state(state)
+                state, journals = self.definition.states.encode(state)
             except SaveRejected as error:
                 self._refuse(error)
                 return
         if self.synchronous:
             self.gate_seq = self.slot.waiting_seq = self.seq
-        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed, self.wait_due_s))
+        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed, self.wait_due_s, journals))
         if self.unpublished:
             self.unpublished = ()
         if self.inc.waiting_for_begin:
@@ -510,7 +512,9 @@ class RunActor(Actor):
             self.source = Source.INPUT
             return
         self.seq, self.next, self.consumed = published.seq, published.next, published.consumed
-        self.state = self.definition.decode_state(published.state) if published.encoded else published.state
+        self.state = published.state
+        if published.encoded:
+            self.state = self.definition.states.decode(published.state, published.journals)
         self.has_state = True
         if self.source is Source.STORE:
             self.slot.durable_seq = self.slot.saved_seq = self.seq
@@ -548,17 +552,19 @@ class RunActor(Actor):
         if isinstance(following, Beginning):
             self.seq = self.inc.restored_seq = self.slot.durable_seq = self.slot.saved_seq = snapshot.seq
             return None, None
+        states, keeper = self.definition.states, self.slot.keeper
         if snapshot.schema_version == self.definition.schema_version:
-            state = self.definition.decode_state(snapshot.state)
+            state, journals = states.load(loaded)
+            if keeper is not None:
+                keeper.restored(journals, snapshot.journals)
         else:
             assert self.run is not None
-            state = self.run.upgrade(snapshot.schema_version, msgspec.msgpack.decode(snapshot.state))
+            state = self.run.upgrade(snapshot.schema_version, plain_state(loaded))
             self.definition.check_state(state, "upgrade")
         encoded = not self.definition.immutable
-        kept = self.definition.encode_state(state) if encoded else state
-        return Published(
-            snapshot.seq, kept, encoded, STEPPING if following == STEPPING else following
-        ), loaded.fell_back
+        kept, journals = states.encode(state) if encoded else (state, ())
+        following = STEPPING if following == STEPPING else following
+        return Published(snapshot.seq, kept, encoded, following, journals=journals), loaded.fell_back
 
     # --- leaving ---
 
@@ -580,10 +586,8 @@ class RunActor(Actor):
         """
         published = self.slot.published
         if published is not None and published.encoded and published.seq == self.seq:
-            data = published.state
-        else:
-            data = self.definition.encode_state(self.state)
-        return self.definition.encode_state(self.definition.decode_state(data))
+            return self.definition.states.digest_of_encoded(published.state, published.journals)
+        return self.definition.states.digest(self.state)
 
     def exited(self, report: ExitReport) -> None:
         """The seam's one report: turn it into evidence for the supervisor."""

@@ -10,10 +10,12 @@ import msgspec
 from executus.actors.definition import RunDefinition, encode_next
 from executus.actors.errors import SaveRejected
 from executus.actors.incarnation import pop_first, tell_if_alive
+from executus.actors.journal_keeper import JournalKeeper
 from executus.actors.messages import ClaimLost, OfferSave, SaveAcknowledged, SaveNow
 from executus.actors.policies import SavePolicy
 from executus.actors.run import Next, Waiting
-from executus.stores import Claim, ExecutusError, RunClaim, Save, Snapshot, Token
+from executus.actors.state_codec import Journals
+from executus.stores import Chunk, Claim, ExecutusError, Layout, RunClaim, Save, Snapshot, Token
 
 if TYPE_CHECKING:
     from executus.actors.actor import ActorRef
@@ -36,6 +38,7 @@ class Published(msgspec.Struct, frozen=True):
     """A completed callback's result: the state itself if its type is immutable, else its bytes (`encoded`).
 
     `due_s`, monotonic, is a Wait's deadline in this process: a restart here goes by it, whatever the wall clock did.
+    `journals` are those of an encoded state, values that never change.
     """
 
     seq: int
@@ -44,6 +47,7 @@ class Published(msgspec.Struct, frozen=True):
     next: Next
     consumed: tuple[tuple[int, str], ...] = ()
     due_s: float | None = None
+    journals: Journals = ()
 
 
 class SaveSlot:
@@ -66,6 +70,7 @@ class SaveSlot:
         "dirty",
         "durable_seq",
         "durable_waiters",
+        "keeper",
         "nudge_seq",
         "policy",
         "port",
@@ -100,6 +105,8 @@ class SaveSlot:
 
         Supervisor sets, store actor clears.
         """
+        self.keeper = JournalKeeper() if definition.states.has_journals else None
+        """Handed to the next attempt where that goes on from memory; see there for its threads."""
         self.published: Published | None = None
         self.dirty = False
         self.closed = False
@@ -159,25 +166,45 @@ class SaveSlot:
 
     def save(self, published: Published, wall_s: float) -> Save:
         """The operation that stores this state. Raises SaveRejected where it cannot be encoded."""
+        snapshot, chunks = self.snapshot(published, wall_s)
         return Save(
-            snapshot=self.snapshot(published, wall_s),
+            snapshot=snapshot,
+            chunks=chunks,
             clears_strikes=self.strikes > 0,
             consumed_children=tuple(child for _, child in published.consumed),
         )
 
-    def snapshot(self, published: Published, wall_s: float) -> Snapshot:
-        """The snapshot of this state under this slot's token. Raises SaveRejected."""
-        return Snapshot(
+    def snapshot(self, published: Published, wall_s: float) -> tuple[Snapshot, tuple[Chunk, ...]]:
+        """The snapshot of this state under this slot's token, and what its journals have that is not stored.
+
+        On the store actor's thread. Raises SaveRejected.
+        """
+        if published.encoded:
+            state, journals = published.state, published.journals
+        else:
+            state, journals = self.definition.states.encode(published.state)
+        layouts: tuple[Layout, ...] | msgspec.UnsetType = msgspec.UNSET
+        chunks: tuple[Chunk, ...] = ()
+        if journals and self.keeper is not None:
+            layouts, chunks = self.keeper.lay_out(journals, seq=published.seq, epoch=self.token.epoch)
+        snapshot = Snapshot(
             run_id=self.token.run_id,
             incarnation=self.token.incarnation,
             epoch=self.token.epoch,
             seq=published.seq,
             schema_version=self.definition.schema_version,
             taken_at_s=wall_s,
-            state=published.state if published.encoded else self.definition.encode_state(published.state),
+            state=state,
             next=encode_next(published.next),
             waiting=isinstance(published.next, Waiting),
+            layouts=layouts,
         )
+        return snapshot, chunks
+
+    def confirm(self, seq: int) -> None:
+        """The snapshot `seq` was accepted, and its chunks with it. On the store actor's thread."""
+        if self.keeper is not None:
+            self.keeper.confirm(seq)
 
     def acknowledge(self, seq: int) -> None:
         """Snapshot `seq` is durable. On the store actor's thread."""

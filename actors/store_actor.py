@@ -258,13 +258,13 @@ class StoreActor(Actor):
         if published is None or published.seq <= max(slot.durable_seq, slot.rejected_seq):
             return operations
         try:
-            snapshot = slot.snapshot(published, wall_s)
+            snapshot, chunks = slot.snapshot(published, wall_s)
         except SaveRejected as error:
             self._reject(slot, published, error)
             return operations
         consumed = tuple(child for _, child in published.consumed)
         return [
-            msgspec.structs.replace(op, snapshot=snapshot, consumed_children=consumed)
+            msgspec.structs.replace(op, snapshot=snapshot, chunks=chunks, consumed_children=consumed)
             if isinstance(op, Settle) and op.status is not RunStatus.COMPLETED
             else op
             for op in operations
@@ -308,6 +308,7 @@ class StoreActor(Actor):
         match verdicts[-1]:
             case Accepted():
                 slot.claim = None
+                slot.confirm(published.seq)
                 slot.acknowledge(published.seq)
                 self._emit_saved(slot, published.seq)
             case Refused(Refusal.STALE, _):

@@ -237,7 +237,7 @@ class RunSupervisor(Actor):
         )
         if before is not None:
             slot.published, slot.saved_at_s, slot.saved_seq = before.published, before.saved_at_s, before.saved_seq
-            slot.claim = before.claim
+            slot.claim, slot.keeper = before.claim, before.keeper
         if inc.policies.save.durability in {"exit", "none"}:
             slot.dirty = True  # nothing is ever offered: "exit" is saved with the ending, "none" never
         return slot

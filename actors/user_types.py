@@ -15,6 +15,7 @@ import msgspec
 from msgspec import inspect as types
 
 from executus.actors.errors import InvalidRunType
+from executus.actors.journal import Journal
 from executus.actors.outcomes import safe_text
 from executus.actors.run import Run
 
@@ -101,10 +102,10 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in {typing.Union, pytypes.UnionType}
 
 
-def decoder_of(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
+def decoder_of(kind: Any, what: str, name: str, *, journals: bool = False) -> msgspec.msgpack.Decoder[Any]:
     """A decoder for a user's type, after checks that msgspec makes late or not at all.
 
-    Raises InvalidRunType with advice.
+    `journals` are for states alone. Raises InvalidRunType with advice.
     """
     try:
         info = types.type_info(kind)
@@ -114,7 +115,9 @@ def decoder_of(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
         if "union" in str(error).lower():
             advice = ". Untagged Structs in a union: add tag=True to each class"
         raise InvalidRunType(name, f"{what} {kind!r} cannot be stored: {error}{advice}") from error
-    unknown = _first_custom(info, set())
+    unknown = _first_custom(info, set(), Journal if journals else None)
+    if unknown is Journal:
+        raise InvalidRunType(name, f"{what} holds a Journal, which is for states alone. Use a tuple there")
     if unknown is not None:
         raise InvalidRunType(
             name,
@@ -123,6 +126,56 @@ def decoder_of(kind: Any, what: str, name: str) -> msgspec.msgpack.Decoder[Any]:
             "enums, containers and scalars; pass live resources through Factory(...)",
         )
     return decoder
+
+
+def journal_items(state_type: Any, name: str) -> dict[Any, Any]:
+    """The types of items of all journals in a state, by their `Journal[T]`.
+
+    Raises InvalidRunType where T is not named, is not immutable, or holds a journal itself.
+    """
+    found: dict[Any, Any] = {}
+    _find_journals(state_type, {}, found, set())
+    for journal, item in found.items():
+        if item is None or isinstance(item, TypeVar):
+            raise InvalidRunType(name, f"State holds {journal!r}: name the type of its items, as in Journal[Message]")
+        decoder_of(item, f"a Journal in State (its items {item!r})", name)
+        if not is_immutable(types.type_info(item), set()):
+            raise InvalidRunType(
+                name,
+                f"State holds {journal!r}, whose items can change: what is appended to a journal is saved once. Use "
+                "frozen Structs, tuples and scalars",
+            )
+    return found
+
+
+def _find_journals(kind: Any, bound: dict[Any, Any], found: dict[Any, Any], seen: set[Any]) -> None:
+    """Walk a type's annotations: msgspec's own description of a type leaves out what a Journal holds."""
+    kind = bound.get(kind, kind) if isinstance(kind, TypeVar) else getattr(kind, "__value__", kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Journal or origin is Journal:
+        found[kind] = bound.get(arguments[0], arguments[0]) if arguments else None
+        return
+    if origin is typing.Literal:
+        return
+    for argument in arguments:
+        _find_journals(argument, bound, found, seen)
+    cls = origin or kind
+    if not isinstance(cls, type) or kind in seen or not _has_fields(cls):
+        return
+    seen.add(kind)
+    inner = dict(zip(getattr(cls, "__parameters__", ()), (bound.get(a, a) for a in arguments), strict=False))
+    for annotation in typing.get_type_hints(cls).values():
+        _find_journals(annotation, inner, found, seen)
+
+
+def _has_fields(cls: type) -> bool:
+    plain: Any = cls
+    return (
+        issubclass(plain, msgspec.Struct)
+        or dataclasses.is_dataclass(plain)
+        or hasattr(plain, "__total__")
+        or (issubclass(plain, tuple) and hasattr(plain, "_fields"))
+    )
 
 
 def _parts(info: types.Type) -> list[types.Type]:
@@ -144,12 +197,12 @@ def _parts(info: types.Type) -> list[types.Type]:
             return []
 
 
-def _first_custom(info: types.Type, seen: set[Any]) -> type | None:
+def _first_custom(info: types.Type, seen: set[Any], known: type | None = None) -> type | None:
     if isinstance(info, types.CustomType):
-        return info.cls
+        return None if info.cls is known else info.cls
     if _entered(info, seen):
         return None
-    return next((found for part in _parts(info) if (found := _first_custom(part, seen)) is not None), None)
+    return next((found for part in _parts(info) if (found := _first_custom(part, seen, known)) is not None), None)
 
 
 def _entered(info: types.Type, seen: set[Any]) -> bool:
@@ -181,6 +234,8 @@ def is_immutable(info: types.Type, seen: set[Any]) -> bool:
 
     Frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down.
     """
+    if isinstance(info, types.CustomType) and info.cls is Journal:
+        return True  # its items are, see journal_items
     if type(info) in _MUTABLE:  # exactly: to msgspec a tuple of any length is a kind of Collection
         return False
     if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:

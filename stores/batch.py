@@ -22,6 +22,7 @@ from executus.stores.fencing import (
     judge_writer,
 )
 from executus.stores.inbox_rows import append, consume, drop_everything, drop_messages, read_inbox
+from executus.stores.journal_rows import NO_BASES, Bases, bases_of, drop_all, drop_unneeded, put_chunks, read_chunks
 from executus.stores.operations import (
     ACCEPTED,
     Append,
@@ -34,18 +35,22 @@ from executus.stores.operations import (
     Settle,
     Verdict,
 )
-from executus.stores.records import ENDED_FOR_GOOD, LIVE, Inbox, RunClaim, RunStatus, Snapshot
+from executus.stores.records import ENDED_FOR_GOOD, LIVE, Chunk, Inbox, RunClaim, RunStatus, Snapshot
 from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, child_key, range_below, run_key, snapshot_key
 from executus.stores.staging import Staging
 
 
 class Fence(NamedTuple):
-    """What a run's next write is checked against. `newest` counts only once it was read; `inbox` None was not read."""
+    """What a run's next write is checked against. `inbox` None was not read.
+
+    `newest` counts only once it was read, as does `bases`: what the journals of the generation in each slot stand in.
+    """
 
     claim: RunClaim
     newest: Newest | None = None
     newest_was_read: bool = False
     inbox: Inbox | None = None
+    bases: tuple[Bases, Bases] = NO_BASES
 
 
 class Batch:
@@ -97,7 +102,7 @@ class Batch:
             return verdict
         after = before._replace(claim=claim) if before else _fresh(claim)
         if before and (op.record is not None or op.drop_snapshots):
-            self._drop_snapshots(key)
+            self._drop_snapshots(key, before)
             after = Fence(claim, newest_was_read=True, inbox=before.inbox)
         if op.record is not None:
             data = codec.encode_record(op.record, key)
@@ -124,7 +129,7 @@ class Batch:
         verdict = judge_writer(snapshot.token, fence.claim if fence else None)
         if verdict is not Fit.APPLY or fence is None:
             return verdict
-        fence, verdict = self._put_snapshot(key, fence, snapshot)
+        fence, verdict = self._put_snapshot(key, fence, snapshot, op.chunks)
         if isinstance(verdict, Refused):
             return verdict
         self.fences[snapshot.run_id] = fence
@@ -143,10 +148,10 @@ class Batch:
             return verdict
         before = fence.claim
         if op.status is RunStatus.COMPLETED:
-            self._drop_snapshots(key)
+            self._drop_snapshots(key, fence)
             fence = Fence(before, newest_was_read=True, inbox=fence.inbox)
         elif op.snapshot is not None:
-            fence, _ = self._put_snapshot(key, fence, op.snapshot)
+            fence, _ = self._put_snapshot(key, fence, op.snapshot, op.chunks)
         if op.status in ENDED_FOR_GOOD:
             consumed = max(op.consumed_through, op.snapshot.consumed if op.snapshot else 0)
             inbox = drop_messages(self._staging, key, self._inbox(key, fence), consumed_through=consumed)
@@ -183,7 +188,7 @@ class Batch:
         fence = self._fence(op.token.run_id, key)
         verdict = judge_delete(op, fence.claim if fence else None)
         if verdict is Fit.APPLY:
-            self._drop_snapshots(key)
+            self._drop_snapshots(key, fence)
             self._drop_links(key)
             drop_everything(self._staging, key)
             for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
@@ -213,43 +218,59 @@ class Batch:
             self._put(Table.LIVE, key, b"\1" if is_live else None)
         self.fences[claim.run_id] = fence
 
-    def _put_snapshot(self, key: bytes, fence: Fence, snapshot: Snapshot) -> tuple[Fence, Fit | Refused]:
-        newest = fence.newest if fence.newest_was_read else self._read_newest(key, fence.claim.incarnation)
+    def _put_snapshot(
+        self, key: bytes, fence: Fence, snapshot: Snapshot, chunks: Sequence[Chunk]
+    ) -> tuple[Fence, Fit | Refused]:
+        newest, bases = fence.newest, fence.bases
+        if not fence.newest_was_read:
+            newest, bases = self._read_newest(key, fence.claim.incarnation)
         verdict = judge_seq(snapshot.seq, newest, fence.claim)
         if verdict is Fit.APPLY:
             # Never over the newest readable generation, so that a torn or damaged write leaves one to go back to.
             slot = 1 - newest.slot if newest else 0
             slot_key = snapshot_key(key, slot)
             self._put(Table.SNAPSHOTS, slot_key, codec.encode_snapshot(snapshot, slot_key))
+            if chunks:
+                put_chunks(self._staging, key, snapshot, chunks)
+            if bases != NO_BASES or snapshot.journals:
+                needed, before, other = bases_of(snapshot), bases[slot], bases[1 - slot]
+                drop_unneeded(self._staging, key, before, needed, other)
+                bases = (other, needed) if slot else (needed, other)
             written = Newest(snapshot.seq, slot, snapshot.consumed)
             inbox = fence.inbox
             if written.consumed:
                 kept = newest.consumed if newest else 0
                 inbox = consume(self._staging, key, self._inbox(key, fence), written.consumed, dropping=kept)
-            return Fence(fence.claim, written, newest_was_read=True, inbox=inbox), verdict
-        return Fence(fence.claim, newest, newest_was_read=True, inbox=fence.inbox), verdict
+            return Fence(fence.claim, written, newest_was_read=True, inbox=inbox, bases=bases), verdict
+        return Fence(fence.claim, newest, newest_was_read=True, inbox=fence.inbox, bases=bases), verdict
 
     def _inbox(self, key: bytes, fence: Fence) -> Inbox:
         return fence.inbox if fence.inbox is not None else read_inbox(self._staging, key, fence.claim.incarnation)
 
-    def _read_newest(self, key: bytes, incarnation: int) -> Newest | None:
+    def _read_newest(self, key: bytes, incarnation: int) -> tuple[Newest | None, tuple[Bases, Bases]]:
         newest: Newest | None = None
+        bases: list[Bases] = list(NO_BASES)
         for slot in SLOTS:
             slot_key = snapshot_key(key, slot)
             data = self._get(Table.SNAPSHOTS, slot_key)
             if data is None:
                 continue
+            bases[slot] = None
             try:
                 snapshot = codec.decode_snapshot(data, slot_key)
+                bases[slot] = bases_of(snapshot)
+                read_chunks(self._staging.items, key, snapshot)
             except (RecordCorrupt, RecordTooLarge, StoreTooNew):
                 continue
             if snapshot.incarnation == incarnation and (newest is None or snapshot.seq > newest.seq):
                 newest = Newest(snapshot.seq, slot, snapshot.consumed)
-        return newest
+        return newest, (bases[0], bases[1])
 
-    def _drop_snapshots(self, key: bytes) -> None:
+    def _drop_snapshots(self, key: bytes, fence: Fence | None) -> None:
         for slot in SLOTS:
             self._put(Table.SNAPSHOTS, snapshot_key(key, slot), None)
+        if fence is None or not fence.newest_was_read or fence.bases != NO_BASES:
+            drop_all(self._staging, key)
 
     def _put_outcome(self, claim: RunClaim, key: bytes, outcome: bytes) -> None:
         stamp = codec.Stamp(claim.incarnation, claim.epoch)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Final, TypeVar
 
 import msgspec
 
 from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
-from executus.stores.records import LIVE, RunClaim
+from executus.stores.journal_rows import Scan, read_chunks
+from executus.stores.records import LIVE, RunClaim, Snapshot
 from executus.stores.row_reader import newest_readable
-from executus.stores.rows import SEPARATOR, run_id_of
+from executus.stores.rows import SEPARATOR, Table, run_id_of
 
 _UNREADABLE: Final = (RecordCorrupt, RecordTooLarge, StoreTooNew)
 _T = TypeVar("_T")
@@ -62,6 +65,7 @@ class RunRows(msgspec.Struct, frozen=True, kw_only=True):
     claim: bytes | None
     record: bytes | None
     generations: Mapping[bytes, bytes]
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
     outcome: bytes | None
     indexed: bool
 
@@ -102,17 +106,28 @@ def without_claim(key: bytes, table: str) -> RunCheckup:
 
 def _damaged_snapshots(rows: RunRows, claim: RunClaim) -> list[Damage]:
     unreadable: list[Damage] = []
+
+    def scan(_table: Table, first: bytes, below: bytes) -> list[tuple[bytes, bytes]]:
+        start, stop = (bisect_left(rows.chunks, key, key=itemgetter(0)) for key in (first, below))
+        return list(rows.chunks[start:stop])
+
     for key, data in rows.generations.items():
-        _read(lambda data, key=key: codec.decode_snapshot(data, key), data, DamageKind.SNAPSHOT_OLDER, unreadable)  # type: ignore[misc]
+        _read(lambda data, key=key: _decoded(data, key, scan, rows.key), data, DamageKind.SNAPSHOT_OLDER, unreadable)  # type: ignore[misc]
     if not unreadable:
         return []
     try:
-        newest = newest_readable(dict(rows.generations), claim.incarnation, claim.run_id)
+        newest = newest_readable(dict(rows.generations), claim.incarnation, claim.run_id, scan)
     except _UNREADABLE:
         return [Damage(DamageKind.SNAPSHOT_LOST, " ".join(dict.fromkeys(damage.why for damage in unreadable)))]
     if newest is not None and newest.fell_back is not None:
         return [Damage(DamageKind.SNAPSHOT_FELL_BACK, f"{newest.fell_back} It is behind seq {newest.snapshot.seq}.")]
     return unreadable
+
+
+def _decoded(data: bytes, slot_key: bytes, scan: Scan, key: bytes) -> Snapshot:
+    snapshot = codec.decode_snapshot(data, slot_key)
+    read_chunks(scan, key, snapshot)
+    return snapshot
 
 
 def _read(decode: Callable[[bytes], _T], data: bytes | None, kind: DamageKind, damages: list[Damage]) -> _T | None:

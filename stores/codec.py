@@ -19,6 +19,8 @@ from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.records import (
     MAX_LABELS,
     MAX_RECORD_BYTES,
+    Base,
+    Chunk,
     Inbox,
     Message,
     ParentLink,
@@ -36,6 +38,8 @@ _FIELDS: Final = struct.Struct(">4sBBHIQQQI")
 _SUMS: Final = struct.Struct(">II")
 """crc32 of fields and key; crc32 of the payload, begun from the first, so that a payload fits one header only."""
 HEADER_BYTES: Final = _FIELDS.size + _SUMS.size
+_CHUNK: Final = struct.Struct(">QII")
+"""Before a chunk's items: the two numbers of its base, how many items they are."""
 
 
 class Kind(enum.IntEnum):
@@ -50,6 +54,7 @@ class Kind(enum.IntEnum):
     INBOX = 7
     MESSAGE = 8
     MESSAGE_ID = 9
+    CHUNK = 10
 
 
 class Stamp(NamedTuple):
@@ -167,6 +172,26 @@ def encode_message_id(number: int, incarnation: int, key: bytes) -> bytes:
 def decode_message_id(data: bytes, key: bytes) -> int:
     """Read the number of an id's message back."""
     return open_frame(data, Kind.MESSAGE_ID, key).stamp.seq
+
+
+def encode_chunk(chunk: Chunk, stamp: Stamp, key: bytes, run_id: str) -> bytes:
+    """Frame items of a journal; the stamp says who writes them. Raises RecordTooLarge, TypeError, ValueError."""
+    _must_be_bytes(chunk.items, "items of a journal", run_id)
+    try:
+        head = _CHUNK.pack(*chunk.base, chunk.count)
+    except struct.error as error:
+        raise ValueError(f"run {run_id!r}: {chunk.base} and {chunk.count} fit no chunk: {error}") from None
+    return _frame(Kind.CHUNK, stamp._replace(seq=chunk.position), key, head + chunk.items, run_id)
+
+
+def decode_chunk(data: bytes, key: bytes) -> Chunk:
+    """Read items of a journal back."""
+    frame = open_frame(data, Kind.CHUNK, key)
+    if len(frame.payload) < _CHUNK.size:
+        raise _corrupt(Kind.CHUNK, key, "its shape is wrong")
+    epoch, number, count = _CHUNK.unpack_from(frame.payload)
+    items = bytes(frame.payload[_CHUNK.size :])
+    return Chunk(base=Base(epoch, number), position=frame.stamp.seq, count=count, items=items)
 
 
 def encode_number(number: int, key: bytes) -> bytes:

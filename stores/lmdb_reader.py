@@ -16,7 +16,7 @@ from executus.stores.errors import StoreClosed, StoreCorrupt, StoreUnavailable
 from executus.stores.owner_lock import boot_id, holder_of_lock, is_running, read_owner, refuse_in_owner
 from executus.stores.records import StoreInfo
 from executus.stores.row_reader import RowReader
-from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, snapshot_key
+from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, range_below, snapshot_key
 
 _FIRST_PAGE: Final = 32
 _PAGE: Final = 1000
@@ -129,12 +129,14 @@ class LmdbReader(RowReader):
             live = rows.get_many(Table.LIVE, keys)
             slots = {key: [snapshot_key(key, slot) for slot in SLOTS] for key in keys}
             snapshots = rows.get_many(Table.SNAPSHOTS, sorted(itertools.chain.from_iterable(slots.values())))
+            chunks = {key: tuple(rows.page(Table.JOURNALS, *range_below(key), 1 << 62)) for key in keys}
         return [
             RunRows(
                 key=key,
                 claim=claim,
                 record=records.get(key),
                 generations={slot: snapshots[slot] for slot in slots[key] if slot in snapshots},
+                chunks=chunks[key],
                 outcome=outcomes.get(key),
                 indexed=key in live,
             )
@@ -143,7 +145,7 @@ class LmdbReader(RowReader):
 
     def _without_claim(self) -> Generator[RunCheckup, None, None]:
         told: set[bytes] = set()
-        for table in (Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE):
+        for table in (Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE, Table.JOURNALS):
             first = b""
             while True:
                 with self._view() as rows:
@@ -235,5 +237,5 @@ class LmdbReader(RowReader):
 
 
 def _size(rows: RunRows) -> int:
-    values = [rows.claim, rows.record, rows.outcome, *rows.generations.values()]
+    values = [rows.claim, rows.record, rows.outcome, *rows.generations.values(), *(data for _, data in rows.chunks)]
     return sum(len(value) for value in values if value is not None)

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from executus.stores.records import RunClaim, RunRecord, RunStatus, Snapshot, Token
+from executus.stores.records import Chunk, RunClaim, RunRecord, RunStatus, Snapshot, Token
 
 
 class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -50,19 +50,21 @@ class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     again: it is there. `clears_strikes` sets the claim's strikes to 0 in the same commit. `consumed_children` are ids
     whose end this state has taken in: their links leave `children()`. Messages up to the snapshot's `consumed_through`
     are consumed in the same commit; each leaves `messages()` once the generation before has consumed it as well, so
-    that nothing is missing where the newer one turns out to be damaged.
+    that nothing is missing where the newer one turns out to be damaged. `chunks` are what the snapshot's journals have
+    that is not stored yet: they are written if it is, and stay until no generation needs their base.
     """
 
     snapshot: Snapshot
     clears_strikes: bool = False
     consumed_children: tuple[str, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
 
 
 class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """End an execution: status and outcome, compare-and-set from RUNNING under exactly this token.
 
-    `snapshot`, if given, is saved under the rules of Save (one that is not newer is left out, not
-    refused). COMPLETED drops the snapshots. Refused FENCED, SETTLED (another ending was first) or
+    `snapshot`, if given, is saved with its `chunks` under the rules of Save (one that is not newer is left out, not
+    refused). COMPLETED drops the snapshots and their chunks. Refused FENCED, SETTLED (another ending was first) or
     MISSING. The same ending once more is accepted. Messages up to `consumed_through` went into the outcome; an ending
     for good (all but FAILED) drops the others.
     """
@@ -74,6 +76,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     snapshot: Snapshot | None = None
     consumed_children: tuple[str, ...] = ()
     consumed_through: int = 0
+    chunks: tuple[Chunk, ...] = ()
     ended_at_s: float | None = None
 
     def __post_init__(self) -> None:

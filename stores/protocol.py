@@ -59,8 +59,9 @@ class CheckpointStore(Protocol):
     def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
         """The newest readable snapshot of the current incarnation, or None where none was saved.
 
-        A generation that is damaged is passed over for the older one, which `fell_back` tells. Raises RecordCorrupt
-        when something was saved and no generation, or not the claim, can be read.
+        With the chunks of its journals. A generation that is damaged, or lacks an item of a journal, is passed over for
+        the older one, which `fell_back` tells. Raises RecordCorrupt when something was saved and no generation, or not
+        the claim, can be read.
         """
         ...
 

@@ -118,6 +118,38 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
         return Token(self.run_id, self.incarnation, self.epoch)
 
 
+class Base(NamedTuple):
+    """Under what chunks of a journal stand within their run: the epoch that began it, and a number of that epoch's."""
+
+    epoch: int
+    number: int
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Items `first` to `end`, `end` not among them, of a journal: they stand in the chunks of `base`."""
+
+    base: Base
+    first: int
+    end: int
+
+
+Layout = tuple[Piece, ...]
+"""Where the items of one journal stand: pieces that join, from 0 to its length."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """`count` items of a journal from `position` on, opaque to the store: one row, found by base and position.
+
+    `replaces` are positions of earlier chunks of this base whose items are in this one: their rows go. Not stored.
+    """
+
+    base: Base
+    position: int
+    count: int
+    items: bytes
+    replaces: tuple[int, ...] = ()
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One checkpoint: the state after callback number `seq` and what comes next, both opaque to the store.
 
@@ -135,6 +167,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next: bytes
     waiting: bool = False
     consumed_through: int | msgspec.UnsetType = msgspec.UNSET
+    layouts: tuple[Layout, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Of each journal in the state, in the order in which `state` counts them; unset where there is none."""
 
     @property
     def token(self) -> Token:
@@ -145,6 +179,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def consumed(self) -> int:
         """`consumed_through`, 0 where it is unset."""
         return 0 if self.consumed_through is msgspec.UNSET else self.consumed_through
+
+    @property
+    def journals(self) -> tuple[Layout, ...]:
+        """`layouts`, empty where they are unset."""
+        return () if self.layouts is msgspec.UNSET else self.layouts
 
 
 class StoredRun(msgspec.Struct, frozen=True):
@@ -196,10 +235,15 @@ class Inbox(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadedSnapshot(msgspec.Struct, frozen=True):
-    """The newest readable generation. `fell_back` says why it is not the newest written one, or is None."""
+    """The newest readable generation. `fell_back` says why it is not the newest written one, or is None.
+
+    `chunks` are those of each of its journals, in order of position. Of two that hold an item the later one counts, and
+    what is behind a journal's length is not its own.
+    """
 
     snapshot: Snapshot
     fell_back: str | None = None
+    chunks: tuple[tuple[Chunk, ...], ...] = ()
 
 
 class StoreInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Final
 
 from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
+from executus.stores.journal_rows import Scan, read_chunks
 from executus.stores.records import (
     LIVE,
     Inbox,
@@ -87,10 +88,11 @@ class RowReader(abc.ABC):
             claim = rows.get(Table.CLAIMS, key)
             record = rows.get(Table.RECORDS, key) if claim is None else None
             generations = rows.get_many(Table.SNAPSHOTS, slot_keys)
-        if claim is None:
-            _refuse_without_claim(record, run_id)
-            return None
-        return newest_readable(generations, codec.decode_claim(claim, key).incarnation, run_id)
+            if claim is not None:  # within the view, for the journals are to be of the same commit
+                incarnation = codec.decode_claim(claim, key).incarnation
+                return newest_readable(generations, incarnation, run_id, lambda *range_: rows.page(*range_, 1 << 62))
+        _refuse_without_claim(record, run_id)
+        return None
 
     def load_outcome(self, run_id: str) -> bytes | None:
         """See CheckpointStore."""
@@ -220,10 +222,13 @@ def _readable_message(data: bytes | None, key: bytes) -> Message | None:
         return None
 
 
-def newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: str) -> LoadedSnapshot | None:
+def newest_readable(
+    generations: dict[bytes, bytes], incarnation: int, run_id: str, scan: Scan
+) -> LoadedSnapshot | None:
     """Of a run's generations, by their keys, the newest of this incarnation that can be read; None without any.
 
-    Raises RecordCorrupt where there are some and none can be read, StoreTooNew.
+    Can be read means with all items of its journals, which `scan` finds. Raises RecordCorrupt where there are some and
+    none can be read, StoreTooNew.
     """
     readable: list[Snapshot] = []
     damaged: list[tuple[codec.Stamp | None, str]] = []
@@ -235,15 +240,20 @@ def newest_readable(generations: dict[bytes, bytes], incarnation: int, run_id: s
         else:
             if snapshot.incarnation == incarnation:
                 readable.append(snapshot)
-    if not readable:
-        if damaged:
-            raise RecordCorrupt(
-                f"run {run_id!r}: no generation of its snapshot can be read: {'; '.join(why for _, why in damaged)}",
-                run_id=run_id,
-                what="snapshot",
-            )
-        return None
-    newest = max(readable, key=lambda snapshot: snapshot.seq)
-    # A damaged generation whose own header still proves that it was written before is no loss.
-    lost = [why for stamp, why in damaged if stamp is None or (stamp.epoch, stamp.seq) > (newest.epoch, newest.seq)]
-    return LoadedSnapshot(newest, lost[0] if lost else None)
+    for newest in sorted(readable, key=lambda snapshot: snapshot.seq, reverse=True):
+        try:
+            chunks = read_chunks(scan, run_key(run_id), newest)
+        except (RecordCorrupt, RecordTooLarge) as error:
+            stamp = codec.Stamp(newest.incarnation, newest.epoch, newest.seq, newest.schema_version)
+            damaged.append((stamp, f"snapshot of {run_id!r} lacks items: {error}"))
+            continue
+        # A damaged generation whose own header still proves that it was written before is no loss.
+        lost = [why for stamp, why in damaged if stamp is None or (stamp.epoch, stamp.seq) > (newest.epoch, newest.seq)]
+        return LoadedSnapshot(newest, lost[0] if lost else None, chunks)
+    if damaged:
+        raise RecordCorrupt(
+            f"run {run_id!r}: no generation of its snapshot can be read: {'; '.join(why for _, why in damaged)}",
+            run_id=run_id,
+            what="snapshot",
+        )
+    return None

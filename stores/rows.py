@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Final, Protocol
 
 from executus.stores.errors import InvalidRunId
-from executus.stores.records import MAX_RUN_ID_BYTES, check_run_id
+from executus.stores.records import MAX_RUN_ID_BYTES, Base, check_run_id
 
 SEPARATOR: Final = b"\0"
 """Between the parts of a key; no run id holds it."""
@@ -29,10 +29,13 @@ class Table(enum.StrEnum):
     INBOXES = "inboxes"
     MESSAGES = "messages"
     MESSAGE_IDS = "message-ids"
+    JOURNALS = "journals"
 
 
-FIRST_TABLES: Final = frozenset(Table) - {Table.INBOXES, Table.MESSAGES, Table.MESSAGE_IDS}
-"""Those that every store has. One written before there were messages gets theirs when opened to write."""
+FIRST_TABLES: Final = frozenset(
+    {Table.META, Table.CLAIMS, Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE, Table.CHILDREN}
+)
+"""Those that every store has. One written before there were others gets them when it is opened to write."""
 
 
 Writes = dict[Table, dict[bytes, bytes | None]]
@@ -103,6 +106,17 @@ def message_number(key: bytes) -> int:
 def message_id_key(key: bytes, message_id: str) -> bytes:
     """The key under which an id is remembered."""
     return b"%b\0%b" % (key, blake2b(message_id.encode(), digest_size=16).hexdigest().encode())
+
+
+def chunk_key(key: bytes, base: Base, position: int | None) -> bytes:
+    """The key of a journal's chunk, in order of base and position; None is behind every position of the base."""
+    return b"%b\0%016x%08x%b" % (key, *base, b"~" if position is None else b"%016x" % position)
+
+
+def chunk_base(key: bytes) -> Base:
+    """The base of the chunk that stands under this key."""
+    numbers = key.rpartition(SEPARATOR)[2]
+    return Base(int(numbers[:16], 16), int(numbers[16:24], 16))
 
 
 def range_below(key: bytes) -> tuple[bytes, bytes]:

@@ -217,8 +217,8 @@ def test_equal_states_give_equal_bytes_and_come_back_equal() -> None:
     definition = RunDefinition(run_of(dict[str, frozenset[str]]))
     one = {"b": frozenset("xyz"), "a": frozenset("uvw")}
     two = {"a": frozenset("wvu"), "b": frozenset("zyx")}
-    assert definition.encode_state(one) == definition.encode_state(two)
-    assert definition.decode_state(definition.encode_state(one)) == one
+    assert definition.states.encode(one) == definition.states.encode(two)
+    assert definition.states.decode(*definition.states.encode(one)) == one
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_equal_states_give_equal_bytes_and_come_back_equal() -> None:
 )
 def test_a_state_that_cannot_be_encoded_is_save_rejected(state: Any) -> None:
     with pytest.raises(SaveRejected, match="'Made'"):
-        RunDefinition(run_of(dict[str, int])).encode_state(state)
+        RunDefinition(run_of(dict[str, int])).states.encode(state)
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
