@@ -5,6 +5,7 @@ if __name__ != "executus.stores":
     raise ImportError(msg)
 
 from executus.stores.checkup import Damage, DamageKind, RunCheckup
+from executus.stores.ended_rows import ended_at_ms
 from executus.stores.errors import (
     ExecutusError,
     InvalidRunId,
@@ -49,6 +50,7 @@ from executus.stores.records import (
     RESUMABLE,
     Base,
     Chunk,
+    EndedRun,
     Layout,
     LoadedSnapshot,
     Message,
@@ -85,6 +87,7 @@ __all__ = [
     "Damage",
     "DamageKind",
     "Delete",
+    "EndedRun",
     "ExecutusError",
     "InvalidRunId",
     "Layout",
@@ -122,4 +125,5 @@ __all__ = [
     "Token",
     "Verdict",
     "check_run_id",
+    "ended_at_ms",
 ]

@@ -8,6 +8,7 @@ from typing import NamedTuple, assert_never
 from msgspec.structs import replace
 
 from executus.stores import codec
+from executus.stores.ended_rows import PRESENT, ended_row
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.fencing import (
     Fit,
@@ -169,6 +170,8 @@ class Batch:
         verdict = judge_set_aside(op, fence.claim if fence else None)
         if verdict is Fit.APPLY and fence is not None:
             aside = replace(fence.claim, status=op.status, reason=op.reason)
+            if op.at_s is not None and op.status not in LIVE:
+                aside = replace(aside, ended_at_s=op.at_s)
             self._put_claim(key, fence._replace(claim=aside), fence.claim)
         return verdict
 
@@ -193,6 +196,7 @@ class Batch:
             drop_everything(self._staging, key)
             for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
                 self._put(table, key, None)
+            self._move_in_index(fence.claim if fence else None, None)
             self.fences[op.token.run_id] = None
         return verdict
 
@@ -216,7 +220,20 @@ class Batch:
         if is_live != was_live:
             # Ten per cent of a commit when it is written with every save.
             self._put(Table.LIVE, key, b"\1" if is_live else None)
+        if not (is_live and (was_live or before is None)):
+            self._move_in_index(before, claim)
         self.fences[claim.run_id] = fence
+
+    def _move_in_index(self, before: RunClaim | None, after: RunClaim | None) -> None:
+        """Keep the index of ended runs: where it stood, and where it stands now."""
+        was = None if before is None else ended_row(before)
+        now = None if after is None else ended_row(after)
+        if was == now:
+            return
+        if was is not None:
+            self._put(was.table, was.key, None)
+        if now is not None:
+            self._put(now.table, now.key, PRESENT)
 
     def _put_snapshot(
         self, key: bytes, fence: Fence, snapshot: Snapshot, chunks: Sequence[Chunk]

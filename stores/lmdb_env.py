@@ -102,8 +102,9 @@ class TransactionRows:
                     self._txn.delete(key, db=database)
 
     def count(self, table: Table) -> int:
-        """How many rows a table has."""
-        return self._txn.stat(self._databases[table])["entries"]
+        """See Rows."""
+        database = self._databases.get(table)
+        return 0 if database is None else self._txn.stat(database)["entries"]
 
     def used_bytes(self) -> int:
         """Pages that hold something; free pages inside the file do not count."""

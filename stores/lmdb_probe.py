@@ -19,7 +19,7 @@ def main(engine_folder: str, store_folder: str, how: str) -> int:
     try:
         problems: list[str] = verify(store_folder) if how == "walk" else []  # type: ignore[no-untyped-call]
         if not problems:
-            _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=16))
+            _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=64))
     except (VerifyError, lmdb.Error) as error:
         problems = [str(error)]
     for problem in problems[:20]:

@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from msgspec.structs import replace
 
-from executus.stores import codec, lmdb_env, lmdb_meta, store_files
+from executus.stores import codec, ended_rows, lmdb_env, lmdb_meta, store_files
 from executus.stores.errors import (
     StoreClosed,
     StoreError,
@@ -147,6 +147,8 @@ class LmdbStore(RowStore):
     def _transaction(self, operations: Sequence[Operation]) -> Generator[WritableRows, None, None]:
         self._check_files()
         try:
+            if self._env is None and self._reopenings <= REOPENINGS:
+                self._open_environment()  # A try before this one failed: the fault may be gone.
             with self._typed_errors():
                 self._check_readers()
                 self._check_room(operations)
@@ -183,7 +185,15 @@ class LmdbStore(RowStore):
 
     def _open_environment(self) -> None:
         with self._gate, self._typed_errors():
-            self._env = lmdb_env.open_environment(self._folder, self._settings)
+            env = lmdb_env.open_environment(self._folder, self._settings)
+            try:
+                # What the system holds of the file goes to the disk before anything is written over. Without that, a
+                # header page that was refused, and that LMDB took back, could still be there when the power goes.
+                env.sync()
+            except BaseException:
+                env.close()
+                raise
+            self._env = env
 
     def _close_environment(self) -> None:
         with self._gate:
@@ -243,6 +253,8 @@ class LmdbStore(RowStore):
         environment = self._environment()
         environment.drop_dead_readers()
         with environment.write() as rows:
+            if not ended_rows.is_complete(rows):
+                ended_rows.rebuild(rows)
             last = lmdb_meta.last_boot(rows)
             if last is None:
                 # Each boot was a transaction of its own, so their number is no less than that of any boot.

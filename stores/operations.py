@@ -90,13 +90,14 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Park or quarantine a run that cannot be read: record and snapshots keep their bytes.
 
-    Only claim row and live index change. `expected` as in Claim; the epoch stays. Refused FENCED, MISSING, or SETTLED
-    where it has ended for good.
+    Only claim row and indexes change. `expected` as in Claim; the epoch stays. `at_s` (wall) is when a quarantined run
+    came to rest. Refused FENCED, MISSING, or SETTLED where it has ended for good.
     """
 
     expected: Token
     status: RunStatus
     reason: str
+    at_s: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a status that sets nothing aside."""

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from executus.stores.operations import Operation, Verdict
-from executus.stores.records import LoadedSnapshot, ParentLink, RunClaim, StoredMessage, StoredRun, StoreInfo
+from executus.stores.records import (
+    EndedRun,
+    LoadedSnapshot,
+    ParentLink,
+    RunClaim,
+    RunStatus,
+    StoredMessage,
+    StoredRun,
+    StoreInfo,
+)
 
 
 class CheckpointStore(Protocol):
@@ -94,6 +103,22 @@ class CheckpointStore(Protocol):
         So the newest snapshot may have consumed the first of them: its `consumed_through` says so. A damaged one is
         None inside.
         """
+        ...
+
+    def ended(self, status: RunStatus, *, after: EndedRun | None = None, limit: int = 1000) -> list[EndedRun]:
+        """A page of the runs in a status that is not LIVE, the longest ended first, beginning behind `after`.
+
+        Costs the page, not the store. Of a quarantined or stopped run the time is that of its coming to rest; where the
+        store was not told, that of its last claim. A run whose claim is damaged may be left out.
+        """
+        ...
+
+    def count_ended(self) -> dict[RunStatus, int]:
+        """How many runs are in each status that is not LIVE; costs the same for any number."""
+        ...
+
+    def parent_link(self, run_id: str) -> ParentLink | None:
+        """A run's link to its parent while `children()` of that parent names it; else None. Raises RecordCorrupt."""
         ...
 
     def info(self) -> StoreInfo:

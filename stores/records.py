@@ -193,6 +193,14 @@ class StoredRun(msgspec.Struct, frozen=True):
     record: RunRecord | None
 
 
+class EndedRun(msgspec.Struct, frozen=True):
+    """A run that does not run any more, by the index of those. `ended_at_ms` is wall time."""
+
+    run_id: str
+    status: RunStatus
+    ended_at_ms: int
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """A durable message for one life of a run. `number` counts them from 1; `body` is opaque to the store.
 

@@ -8,16 +8,19 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from executus.stores import codec
+from executus.stores.ended_rows import count_ended, ended_runs
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
 from executus.stores.journal_rows import Scan, read_chunks
 from executus.stores.records import (
     LIVE,
+    EndedRun,
     Inbox,
     LoadedSnapshot,
     Message,
     ParentLink,
     RunClaim,
     RunRecord,
+    RunStatus,
     Snapshot,
     StoredMessage,
     StoredRun,
@@ -28,6 +31,7 @@ from executus.stores.rows import (
     SLOTS,
     Rows,
     Table,
+    child_key,
     message_key,
     message_number,
     range_below,
@@ -135,6 +139,29 @@ class RowReader(abc.ABC):
         with self._view() as rows:
             links = rows.page(Table.CHILDREN, first, below, 1 << 62)
         return [(run_id_of(key.partition(SEPARATOR)[2]), codec.decode_link(data, key)) for key, data in links]
+
+    def ended(self, status: RunStatus, *, after: EndedRun | None = None, limit: int = 1000) -> list[EndedRun]:
+        """See CheckpointStore."""
+        self._check_usable()
+        with self._view() as rows:
+            return ended_runs(rows, status, after, limit)
+
+    def count_ended(self) -> dict[RunStatus, int]:
+        """See CheckpointStore."""
+        self._check_usable()
+        with self._view() as rows:
+            return count_ended(rows)
+
+    def parent_link(self, run_id: str) -> ParentLink | None:
+        """See CheckpointStore."""
+        self._check_usable()
+        key = run_key(run_id)
+        with self._view() as rows:
+            data = rows.get(Table.RECORDS, key)
+            parent = None if data is None else codec.decode_record(data, key).parent
+            if parent is None:
+                return None
+            return parent if rows.get(Table.CHILDREN, child_key(run_key(parent.run_id), key)) is not None else None
 
     def messages(self, run_id: str) -> list[StoredMessage]:
         """See CheckpointStore."""

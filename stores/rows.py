@@ -30,6 +30,13 @@ class Table(enum.StrEnum):
     MESSAGES = "messages"
     MESSAGE_IDS = "message-ids"
     JOURNALS = "journals"
+    ENDED_COMPLETED = "ended-completed"
+    ENDED_FAILED = "ended-failed"
+    ENDED_QUARANTINED = "ended-quarantined"
+    ENDED_KILLED = "ended-killed"
+    ENDED_CANCELLED = "ended-cancelled"
+    ENDED_TIMED_OUT = "ended-timed-out"
+    ENDED_STOPPED = "ended-stopped"
 
 
 FIRST_TABLES: Final = frozenset(
@@ -55,6 +62,10 @@ class Rows(Protocol):
 
     def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs in order of key, from `first` on, under `below`."""
+        ...
+
+    def count(self, table: Table) -> int:
+        """How many rows a table has."""
         ...
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from executus.stores import (
@@ -24,6 +26,7 @@ from executus.stores import (
     Accepted,
     CheckpointStore,
     Claim,
+    EndedRun,
     InvalidRunId,
     Message,
     ParentLink,
@@ -73,6 +76,9 @@ READS: list[Callable[[CheckpointStore], object]] = [
     lambda store: store.scan(),
     lambda store: store.children("r"),
     lambda store: store.messages("r"),
+    lambda store: store.ended(RunStatus.FAILED),
+    lambda store: store.count_ended(),
+    lambda store: store.parent_link("r"),
     lambda store: store.info(),
 ]
 
@@ -947,6 +953,83 @@ class Reading(Conformance):
             done.set()
             thread.join()
         assert torn == []
+
+
+class Resting(Conformance):
+    """What retention looks at."""
+
+    def ended(self, store: CheckpointStore, status: RunStatus = RunStatus.COMPLETED, **page: Any) -> list[str]:
+        return [run.run_id for run in store.ended(status, **page)]
+
+    def test_runs_of_a_status_come_by_page_the_longest_ended_first(self, store: CheckpointStore) -> None:
+        for run_id, at_s in (("a", 30.0), ("b", 10.5), ("c", 20.0), ("d", 10.5)):
+            commit_one(store, settled(begin(store, run_id), ended_at_s=at_s))
+        assert self.ended(store) == ["b", "d", "c", "a"]
+        first = store.ended(RunStatus.COMPLETED, limit=2)
+        assert first == [EndedRun("b", RunStatus.COMPLETED, 10_500), EndedRun("d", RunStatus.COMPLETED, 10_500)]
+        assert self.ended(store, after=first[-1], limit=1) == ["c"]
+        assert self.ended(store, after=store.ended(RunStatus.COMPLETED)[-1]) == []
+
+    @pytest.mark.parametrize("status", sorted(set(RunStatus) - LIVE))
+    def test_every_run_that_is_not_live_is_listed_and_counted(self, store: CheckpointStore, status: RunStatus) -> None:
+        token = begin(store)
+        assert sum(store.count_ended().values()) == 0
+        commit_one(store, set_aside(token) if status is RunStatus.QUARANTINED else settled(token, status))
+        assert self.ended(store, status) == ["r"]
+        assert {status: number for status, number in store.count_ended().items() if number} == {status: 1}
+
+    @pytest.mark.parametrize("status", sorted(LIVE))
+    def test_a_live_run_is_not_listed(self, store: CheckpointStore, status: RunStatus) -> None:
+        token = begin(store)
+        if status is RunStatus.PARKED:
+            commit_one(store, set_aside(token, status))
+        elif status is RunStatus.SUSPENDED:
+            commit_one(store, settled(token, status))
+        assert [run_id for status in RunStatus for run_id in self.ended(store, status)] == []
+        assert sum(store.count_ended().values()) == 0
+
+    def test_a_run_that_comes_back_is_replaced_or_deleted_is_listed_no_more(self, store: CheckpointStore) -> None:
+        resumed, replaced, gone = (begin(store, run_id) for run_id in ("resumed", "replaced", "gone"))
+        for token in (resumed, replaced, gone):
+            commit_one(store, settled(token, RunStatus.FAILED, ended_at_s=5.0))
+        commit_one(store, reclaimed(resumed, resumed.epoch + 1), reborn(replaced, replaced.epoch + 1), deleted(gone))
+        assert sum(store.count_ended().values()) == 0
+        again = resumed._replace(epoch=resumed.epoch + 1)
+        commit_one(store, settled(again, ended_at_s=6.0))
+        assert (self.ended(store, RunStatus.FAILED), self.ended(store)) == ([], ["resumed"])
+
+    def test_a_quarantined_run_is_as_old_as_the_operation_says(self, store: CheckpointStore) -> None:
+        commit_one(store, msgspec.structs.replace(set_aside(begin(store)), at_s=7.0))
+        assert [run.ended_at_ms for run in store.ended(RunStatus.QUARANTINED)] == [7_000]
+
+    def test_a_run_whose_end_has_no_time_is_as_old_as_its_last_claim(self, store: CheckpointStore) -> None:
+        first = started()
+        commit_one(store, Claim(claim=claim(claimed_at_s=3.0), expected=None, record=first.record))
+        commit_one(store, settled(Token("r", 1, 1)))
+        assert [run.ended_at_ms for run in store.ended(RunStatus.COMPLETED)] == [3_000]
+
+    @pytest.mark.parametrize("at_s", [-1.0, float("nan"), float("inf"), 1e300])
+    def test_a_time_that_is_none_hides_no_run(self, store: CheckpointStore, at_s: float) -> None:
+        token = begin(store)
+        commit_one(store, settled(token, ended_at_s=at_s))
+        assert self.ended(store) == ["r"]
+        commit_one(store, deleted(token))
+        assert self.ended(store) == []
+
+    def test_the_link_to_the_parent_is_there_until_that_has_taken_in_the_end(self, store: CheckpointStore) -> None:
+        parent = begin(store, "parent")
+        commit_one(store, child_of(parent, "child"), settled(Token("child", 1, 1)))
+        assert store.parent_link("child") == ParentLink("parent", 1, "k")
+        assert store.parent_link("parent") is store.parent_link("nobody") is None
+        commit_one(store, save(parent, 1, consumed_children=("child",)))
+        assert store.parent_link("child") is None
+
+    def test_the_link_of_a_run_whose_record_is_damaged_cannot_be_told(self, disk: Disk, store: CheckpointStore) -> None:
+        begin(store)
+        store = rebooted(disk, store, lambda: damage(disk, Table.RECORDS, "r"))
+        with pytest.raises(RecordCorrupt):
+            store.parent_link("r")
+        store.close()
 
 
 class Damage(Conformance):

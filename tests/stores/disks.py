@@ -49,7 +49,7 @@ class LmdbDisk:
         return LmdbStore(self.folder, profile="process", map_size_bytes=64 * 1024**2)
 
     def change(self, table: Table, key: bytes, how: Callable[[bytes], bytes | None]) -> None:
-        with lmdb.open(str(self.folder), max_dbs=16) as env:
+        with lmdb.open(str(self.folder), max_dbs=64) as env:
             rows = env.open_db(table.encode(), create=False)
             with env.begin(db=rows, write=True) as txn:
                 old = txn.get(key)
@@ -58,7 +58,7 @@ class LmdbDisk:
                 assert txn.delete(key) if new is None else txn.put(key, new)
 
     def keys(self, table: Table) -> list[bytes]:
-        with lmdb.open(str(self.folder), max_dbs=16) as env:
+        with lmdb.open(str(self.folder), max_dbs=64) as env:
             rows = env.open_db(table.encode(), create=False)
             with env.begin(db=rows) as txn:
                 return list(txn.cursor().iternext(values=False))

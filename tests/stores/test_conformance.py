@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores import conformance_journals as journals
 from tests.stores import conformance_kit as kit
 from tests.stores.disks import Disk, LmdbDisk, MemoryDisk
 
@@ -42,4 +43,10 @@ class TestDeleting(kit.Deleting): ...
 class TestReading(kit.Reading): ...
 
 
+class TestResting(kit.Resting): ...
+
+
 class TestDamage(kit.Damage): ...
+
+
+class TestJournals(journals.Journals): ...

@@ -20,8 +20,10 @@ import pytest
 from executus.stores import (
     ACCEPTED,
     EPOCHS_PER_BOOT,
+    LmdbReader,
     LmdbStore,
     RecordCorrupt,
+    RunStatus,
     StoreCorrupt,
     StoreError,
     StoreFull,
@@ -69,6 +71,44 @@ def data_of(folder: Path) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------- ownership
+
+
+def test_a_store_from_before_the_index_of_ended_runs_has_it_after_the_next_open(store_path: Path) -> None:
+    disk = LmdbDisk(store_path)
+    store = disk.store()
+    store.open()
+    commit_one(store, settled(begin(store, "a"), ended_at_s=2.0), settled(begin(store, "b"), ended_at_s=1.0))
+    begin(store, "live")
+    store.close()
+    with lmdb.open(str(store_path), max_dbs=64) as env, env.begin(write=True) as txn:
+        for table in Table:
+            if table.startswith("ended-"):
+                txn.drop(env.open_db(table.encode(), txn=txn))
+    reader = LmdbReader(store_path)
+    reader.open()
+    assert reader.ended(RunStatus.COMPLETED) == []
+    reader.close()
+    store.open()
+    assert [run.run_id for run in store.ended(RunStatus.COMPLETED)] == ["b", "a"]
+    store.close()
+
+
+def test_an_index_of_ended_runs_that_older_code_did_not_keep_is_made_anew(store_path: Path) -> None:
+    disk = LmdbDisk(store_path)
+    store = disk.store()
+    store.open()
+    commit_one(store, settled(begin(store, "a"), ended_at_s=2.0), settled(begin(store, "b"), ended_at_s=1.0))
+    store.close()
+    with lmdb.open(str(store_path), max_dbs=64) as env:
+        table = env.open_db(Table.ENDED_COMPLETED.encode())
+        with env.begin(write=True, db=table) as txn:
+            first, second = (key for key, _ in txn.cursor())
+            assert txn.delete(first)
+            assert txn.delete(second)
+            assert txn.put(b"%016xnobody" % 5, b"\1")
+    store.open()
+    assert [run.run_id for run in store.ended(RunStatus.COMPLETED)] == ["b", "a"]
+    store.close()
 
 
 def test_a_second_daemon_is_refused_with_the_pid_of_the_first(store_path: Path) -> None:

@@ -382,6 +382,10 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                 lives[run_id].claim for run_id in sorted(lives) if lives[run_id].claim.status in LIVE
             ]
             assert store.damaged() == []
+            for status in set(RunStatus) - LIVE:
+                resting = [run_id for run_id, life in lives.items() if life.claim.status is status]
+                assert sorted(run.run_id for run in store.ended(status)) == sorted(resting)
+                assert store.count_ended()[status] == len(resting)
             for run_id in IDS:
                 self.check_run(store, run_id, lives.get(run_id))
 
