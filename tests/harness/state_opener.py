@@ -109,7 +109,7 @@ class Prober:
         self._child = 0
         self._asking = self._answers = -1
 
-    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+    def run(self, command: list[str], **_options: Any) -> subprocess.CompletedProcess[bytes]:
         """In place of `subprocess.run`."""
         assert command[3] == lmdb_probe.__file__, command
         if not self._child:

@@ -95,7 +95,16 @@ def why_not() -> str:
         return "strace is not installed"
     try:
         tried = subprocess.run(
-            ["strace", "-e", "trace=none", "-e", "inject=fdatasync:error=EIO:when=1", "true"],
+            [
+                "strace",
+                "-f",
+                "--seccomp-bpf",
+                "-e",
+                "trace=fdatasync",
+                "-e",
+                "inject=fdatasync:error=EIO:when=1",
+                "true",
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -103,7 +112,7 @@ def why_not() -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"strace does not work here: {error}"
-    return "" if tried.returncode == 0 else f"ptrace is forbidden here: {tried.stderr.strip()[-300:]}"
+    return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()[-300:]}"
 
 
 def environment() -> dict[str, str]:
