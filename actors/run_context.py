@@ -105,16 +105,8 @@ class AttemptContext:
     def idempotency_key_for(self, name: str) -> str:
         """See RunContext."""
         attempt, inc = self._attempt, self._incarnation
-        digest = hashlib.blake2b(digest_size=20)
-        for part in (
-            inc.run_id.encode(),
-            f"{inc.incarnation}:{inc.created_at_s!r}:{attempt.seq}".encode(),
-            attempt.digest_of_action(),
-            name.encode(),
-        ):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
-        return digest.hexdigest()
+        life = f"{inc.incarnation}:{inc.created_at_s!r}"
+        return idempotency_key_of(inc.run_id, life, attempt.seq, attempt.digest_of_action(), name)
 
     def heartbeat(self, details: object = None) -> None:
         """See RunContext."""
@@ -183,6 +175,15 @@ class AttemptContext:
                 "has effect. Return from the callback."
             )
             raise RunFenced(msg)
+
+
+def idempotency_key_of(run_id: str, life: str, seq: int, action: bytes, name: str) -> str:
+    """The key of one effect: of a life of a run, after so many callbacks, of this action, under this name."""
+    digest = hashlib.blake2b(digest_size=20)
+    for part in (run_id.encode(), f"{life}:{seq}".encode(), action, name.encode()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def child_id(parent_run_id: str, key: str) -> str:
