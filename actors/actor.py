@@ -67,7 +67,6 @@ class ActorFuture(Envelope[T], pykka.Future[T]):
 
     _hook: tuple[Callable[[float | None], T], threading.Lock] | None = None
     _get_hook_result: Any = NOTHING
-    __init__ = Envelope.__init__  # alone: pykka's two attributes are the class's here
 
     def __repr__(self) -> str:
         return f"<ActorFuture {'done' if self.done() else 'pending'}>"

@@ -215,7 +215,8 @@ class Cell(Mailbox):
     def _handle_special(self, handler: Handler, message: Any, kind: type) -> bool:
         """Handle what is not simply received. True if it says stop. Raises what ends the actor."""
         if kind is self.envelope:
-            if message.asks is self:
+            asks: Cell | None = message.asks
+            if asks is self:
                 return self._answer(handler, message)
             handler.on_receive(message)  # somebody's future, told as a message
         elif kind in self.stops:

@@ -41,6 +41,17 @@ class Worker:
         """Whether nobody has tried to start it."""
         return self.thread is None
 
+    def starved_s(self) -> float:
+        """How long its thread has been ready to run and was not, for others had the CPU; 0 where that is not told."""
+        thread = self.thread
+        if thread is None:
+            return 0.0
+        try:
+            with open(f"/proc/self/task/{thread.native_id}/schedstat", "rb") as told:  # noqa: PTH123  # 4 us, not 20
+                return int(told.read().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return 0.0
+
     def cpu_s(self) -> float | None:
         """CPU time of its thread; None where that cannot be told."""
         if self.clock_id is None:
@@ -54,22 +65,24 @@ class Worker:
 class Lane:
     """Turns of kinds that keep their worker: each worker serves one at a time, up to `limit` at once."""
 
-    __slots__ = ("coming", "limit", "name", "serving", "turns")
+    __slots__ = ("blocks", "coming", "limit", "name", "serving", "turns")
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, *, blocks: bool = False) -> None:
         self.name = name
+        self.blocks = blocks
         self.limit = limit
         # Appended to by anyone, who then takes the pool's lock to see whether a worker is needed. A worker that finds
         # it empty takes that lock to leave and looks again: one of the two sees the other.
         self.turns: deque[Turn] = deque()
-        # Under the pool's lock. `serving`: how many workers have this lane. `coming`: one of them is on its way and
-        # will look. One wake-up at a time: whoever takes a turn sends for the next worker if there is more.
+        # Under the pool's lock. `serving`: how many workers have this lane. `coming`: the one that is on its way
+        # and will look; who it is, so that it is nobody any more when that one is sent elsewhere before it arrives. One
+        # wake-up at a time: whoever takes a turn sends for the next worker if there is more.
         self.serving = 0
-        self.coming = False
+        self.coming: Worker | None = None
 
     def wants_one(self) -> bool:
         """Whether another worker is of use. Under the pool's lock."""
-        return bool(self.turns) and not self.coming and self.serving < self.limit
+        return bool(self.turns) and self.coming is None and self.serving < self.limit
 
     def take(self) -> Turn | None:
         """Its next turn."""

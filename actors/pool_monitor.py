@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Final
 
 from executus.actors.clock import log_contained
-from executus.actors.lanes import Worker
+from executus.actors.lanes import SHORT_S, Worker
 
 TICK_S: Final = 0.005
 """How often it looks while there is work: CPython's switch interval, below which nothing can be told apart."""
@@ -37,19 +37,36 @@ def is_computing(used_s: float | None, over_s: float) -> bool:
     return used_s is not None and used_s > COMPUTING_S and used_s > BLOCKED_SHARE * over_s
 
 
+def was_computing(used_s: float, took_s: float, process_s: float, starved_share: float) -> bool:
+    """Whether a turn that has ended, in the lane of those that block, would rather have computed.
+
+    It used CPU enough to keep others waiting, and what it waited for is explained by what the process computed
+    meanwhile: `process_s`, stretched by the `starved_share` of its time in which the system gave it no CPU. Its own
+    share of the CPU says nothing, for among hundreds that compute each has next to none.
+    """
+    return used_s > SHORT_S and took_s < 2 * process_s / max(0.01, 1 - starved_share)
+
+
 class Look:
     """What was seen of a worker when it was first found in its turn."""
 
-    __slots__ = ("at_s", "cpu_s", "turns")
+    __slots__ = ("at_s", "cpu_s", "starved_s", "turns")
 
     def __init__(self, worker: Worker) -> None:
         self.turns = worker.turns
         self.at_s = monotonic()
         self.cpu_s = worker.cpu_s()
+        # Not of the many in the lane of those that block: nothing hangs on it there, and it is 5 us each.
+        self.starved_s = None if worker.lane is not None and worker.lane.blocks else worker.starved_s()
 
     def since(self, worker: Worker) -> tuple[float | None, float]:
-        """CPU used since, and time passed."""
+        """CPU used since, and time passed; without the time in which it waited for no more than a CPU.
+
+        On a loaded machine a thread that computes gets no CPU for many ticks, and would look like one that blocks.
+        """
         over_s = monotonic() - self.at_s
+        if self.starved_s is not None:
+            over_s -= worker.starved_s() - self.starved_s
         cpu_s = worker.cpu_s()
         return (None if cpu_s is None or self.cpu_s is None else cpu_s - self.cpu_s), over_s
 

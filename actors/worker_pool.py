@@ -16,8 +16,17 @@ from executus.actors.dispatcher import Job, StandAside, Turn, TurnBudget, refuse
 from executus.actors.errors import DispatcherClosed, RuntimeForked
 from executus.actors.forks import forks
 from executus.actors.future import Promise, give_way, this_thread
-from executus.actors.lanes import Habits, Lane, Worker
-from executus.actors.pool_monitor import COMPUTING_S, TICK_S, Look, Looks, Monitor, is_blocked, is_computing
+from executus.actors.lanes import SHORT_S, Habits, Lane, Worker
+from executus.actors.pool_monitor import (
+    COMPUTING_S,
+    TICK_S,
+    Look,
+    Looks,
+    Monitor,
+    is_blocked,
+    is_computing,
+    was_computing,
+)
 
 T = TypeVar("T")
 
@@ -77,7 +86,7 @@ class WorkerPool(StandAside):
         self._on_start_error = on_start_error
         self._born = forks.count
         self._ready: deque[Turn] = deque()
-        self._blocking = Lane("blocking", blocking)
+        self._blocking = Lane("blocking", blocking, blocks=True)
         self._computing = Lane("computing", COMPUTING_WORKERS)
         self._lanes = (self._blocking, self._computing)
         self._habits = Habits()
@@ -331,7 +340,7 @@ class WorkerPool(StandAside):
         """Run the lane's turns until there are none, or the worker is no longer the lane's."""
         arriving = True
         while worker.lane is lane and not self._closed:
-            turn = self._take(lane, arriving=arriving)
+            turn = self._take(worker, lane, arriving=arriving)
             arriving = False
             if turn is None:
                 break
@@ -341,13 +350,13 @@ class WorkerPool(StandAside):
                 continue
             if self._gate is not None:
                 self.breathe()
-            began_s, used_s = monotonic(), time.thread_time()
+            began_s, used_s, process_s = monotonic(), time.thread_time(), time.process_time()
             worker.turns += 1
             worker.turn = turn
             run_contained(turn)
             worker.turn = None
-            took_s = monotonic() - began_s
-            if lane is self._blocking and is_computing(time.thread_time() - used_s, took_s):
+            took_s, used_s = monotonic() - began_s, time.thread_time() - used_s
+            if lane is self._blocking and self._computed(worker, used_s, took_s, process_s):
                 self._habits.learn(turn, self._computing)
             else:
                 self._habits.doubt(turn, took_s)
@@ -364,12 +373,22 @@ class WorkerPool(StandAside):
         # For what came between the look above and giving up the place.
         self._send_for_worker(lane)
 
-    def _take(self, lane: Lane, *, arriving: bool) -> Turn | None:
+    def _computed(self, worker: Worker, used_s: float, took_s: float, process_began_s: float) -> bool:
+        """Whether a turn in the lane of those that block did not block."""
+        if used_s <= SHORT_S:
+            return False
+        starved_s = worker.starved_s()
+        share = starved_s / (starved_s + time.thread_time() + 1e-9)
+        return is_computing(used_s, took_s) or was_computing(
+            used_s, took_s, time.process_time() - process_began_s, share
+        )
+
+    def _take(self, worker: Worker, lane: Lane, *, arriving: bool) -> Turn | None:
         """The lane's next turn; and a worker is sent for the one after it."""
         following = None
         with self._lock:
-            if arriving:
-                lane.coming = False
+            if arriving and lane.coming is worker:
+                lane.coming = None
             turn = lane.take()
             # In one step with arriving: otherwise the leader finds nobody coming and starts the next thread itself.
             if lane.wants_one() and not self._closed:
@@ -471,7 +490,7 @@ class WorkerPool(StandAside):
             self._leader, self._resting = worker, False
         else:
             self._join(worker, lane)
-            lane.coming = True
+            lane.coming = worker
         return worker
 
     def _join(self, worker: Worker, lane: Lane) -> None:
@@ -482,6 +501,8 @@ class WorkerPool(StandAside):
         lane, worker.lane = worker.lane, None
         if lane is not None:
             lane.serving -= 1
+            if lane.coming is worker:
+                lane.coming = None
         return lane
 
     # --- threads --------------------------------------------------------------------------------------------------
@@ -519,9 +540,7 @@ class WorkerPool(StandAside):
             self._workers.discard(worker)
             self._starting -= 1
             self._started.notify_all()
-            lane = self._leave(worker)
-            if lane is not None:
-                lane.coming = False
+            self._leave(worker)
             if self._leader is worker:
                 self._leader, self._resting = None, True
 

@@ -14,7 +14,7 @@ from executus.actors.dispatcher import TurnBudget
 from executus.actors.errors import DispatcherClosed
 from executus.actors.future import Promise
 from executus.actors.lanes import BELIEF, MANY_KINDS, Habits, Lane, Worker
-from executus.actors.pool_monitor import COMPUTING_S, TICK_S, is_blocked, is_computing
+from executus.actors.pool_monitor import COMPUTING_S, TICK_S, Look, is_blocked, is_computing, was_computing
 from executus.actors.worker_pool import WorkerPool
 from tests.waiting import wait_until
 
@@ -400,6 +400,28 @@ def test_a_computing_worker_that_waits_for_a_promise_makes_room_at_once():
     assert pool.close()
 
 
+@pytest.mark.usefixtures("unwatched")
+def test_a_worker_sent_elsewhere_before_it_arrives_is_not_waited_for_for_ever(pool: WorkerPool):
+    # The monitor judged it by a turn that it has ended since, and moved it. Its lane took it to be coming still, sent
+    # for nobody any more, and its turns waited for ever.
+    pool.schedule(Turn())
+    wait_until(lambda: settled(pool))  # there is a leader
+    pool.submit(lambda: None).result(5)
+    wait_until(lambda: pool._idle)
+    with pool._lock:
+        sent = pool._fill(pool._computing)
+        assert sent is not None
+        assert pool._computing.coming is sent
+        pool._leave(sent)
+        pool._join(sent, pool._blocking)
+    turns = [Turn(kind="computes") for _ in range(3)]
+    pool._habits.learn(turns[0], pool._computing)
+    for turn in turns:
+        pool.schedule(turn)
+    wait_until(lambda: all(turn.ran_on for turn in turns))
+    wait_until(lambda: settled(pool))
+
+
 def test_who_uses_no_cpu_is_blocked_and_who_waits_for_the_gil_is_given_time():
     assert is_blocked(0.0, TICK_S * 2, contenders=0)
     assert not is_blocked(0.0, TICK_S * 1.5, contenders=0)
@@ -411,6 +433,40 @@ def test_who_uses_no_cpu_is_blocked_and_who_waits_for_the_gil_is_given_time():
     assert not is_computing(0.03, 5.0)  # an answer that took long to come and some work to read
     assert not is_computing(0.01, 0.01)
     assert not is_computing(None, 5.0)
+
+
+def test_a_turn_that_computed_among_many_is_told_by_what_the_process_computed_meanwhile():
+    # One of 400 that compute 5 ms each: it took 2 s, and the process computed all the while.
+    assert was_computing(0.005, 2.0, process_s=2.0, starved_share=0.0)
+    # The same where other processes had four fifths of the CPU.
+    assert was_computing(0.005, 10.0, process_s=2.0, starved_share=0.8)
+    # An answer that took half a second to come, and 5 ms to read, beside a few like it.
+    assert not was_computing(0.005, 0.5, process_s=0.1, starved_share=0.0)
+    # One that hardly computes keeps nobody waiting, whatever the others do.
+    assert not was_computing(0.001, 2.0, process_s=2.0, starved_share=0.0)
+
+
+def test_time_in_which_a_turn_only_lacked_a_cpu_is_no_sign_that_it_blocks(monkeypatch: pytest.MonkeyPatch):
+    starved_s = 0.0
+    monkeypatch.setattr(Worker, "starved_s", lambda _: starved_s)
+    monkeypatch.setattr(Worker, "cpu_s", lambda _: 0.0)
+    worker = Worker()
+    look = Look(worker)
+    look.at_s -= 1.0
+    starved_s = 0.999
+    used_s, over_s = look.since(worker)
+    assert not is_blocked(used_s, over_s, contenders=0)
+    starved_s = 0.5
+    used_s, over_s = look.since(worker)
+    assert is_blocked(used_s, over_s, contenders=0)
+
+
+def test_how_long_a_thread_lacked_a_cpu_is_read_where_the_system_tells_it(pool: WorkerPool):
+    pool.submit(lambda: None).result(5)
+    with pool._lock:
+        workers = list(pool._workers)
+    assert all(worker.starved_s() >= 0.0 for worker in workers)
+    assert Worker().starved_s() == 0.0
 
 
 def test_the_cpu_clock_of_a_worker_shows_what_it_computes(pool: WorkerPool):
@@ -457,8 +513,8 @@ def test_a_turn_that_comes_while_the_last_worker_leaves_a_lane_is_served(pool: W
     lane.limit = 1  # so that who brings it finds no room
     take, looked = pool._take, []
 
-    def late(lane: Lane, *, arriving: bool) -> Any:
-        found = take(lane, arriving=arriving)
+    def late(worker: Worker, lane: Lane, *, arriving: bool) -> Any:
+        found = take(worker, lane, arriving=arriving)
         if not looked:
             looked.append(True)
             pool._enter(lane, turn)
