@@ -32,16 +32,17 @@ from typing import Any
 
 import msgspec
 
-from executus.actors import Done, ResultUnreadable, Run
+from executus.actors import Done, Journal, ResultUnreadable, Run
 from executus.actors.definition import RunDefinition, decode_next, encode_next
 from executus.actors.errors import OptionsUnreadable
 from executus.actors.outcomes import Completed, ErrorInfo, Failed, Phase, encode_outcome, safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Beginning, Stepping, Waiting
+from executus.actors.state_codec import StateCodec, plain_state
 from executus.actors.stored_runs import incarnation_of_record, stored_outcome
 from executus.actors.user_types import decoder_of
 from executus.stores import RecordCorrupt, RecordTooLarge, RunStatus, StoreTooNew, codec, owner_lock
-from executus.stores.records import MAX_RECORD_BYTES, ParentLink, Token
+from executus.stores.records import MAX_RECORD_BYTES, Base, Chunk, LoadedSnapshot, ParentLink, Piece, Token
 from tests.harness import hostile_boot
 from tests.harness.forks import forked
 from tests.harness.report import Report
@@ -121,6 +122,25 @@ BAG = Bag(
 )
 
 
+class Diary(msgspec.Struct, frozen=True):
+    """A state with journals."""
+
+    pages: Journal[Leaf]
+    more: dict[str, Journal[Leaf]] = {}
+
+
+DIARY = StateCodec(Diary, "Diary").encode(Diary(Journal(), {"a": Journal()}))[0]
+DIARY_PAGES = msgspec.msgpack.encode([Leaf(1.5), Leaf(2.5, dt.datetime(2024, 1, 2, tzinfo=dt.UTC))])
+DIARY_LAYOUTS = ((Piece(Base(1, 1), 0, 2),), (Piece(Base(1, 1), 0, 2),))
+PAGES_CHUNK = Chunk(base=Base(1, 1), position=0, count=2, items=DIARY_PAGES)
+
+
+def kept(state: bytes, pages: bytes) -> LoadedSnapshot:
+    """As a store gives it, whose checksums held."""
+    chunks = (msgspec.structs.replace(PAGES_CHUNK, items=pages),)
+    return LoadedSnapshot(snapshot(Token("run", 1, 1), 3, state, layouts=DIARY_LAYOUTS), None, (chunks, chunks))
+
+
 class _Planted:
     """What would leave a file behind if anybody unpickled it."""
 
@@ -149,6 +169,7 @@ def frames() -> dict[str, Target]:
         "outcome": (lambda data: codec.decode_outcome(data, KEY), TYPED),
         "link": (lambda data: codec.decode_link(data, KEY), TYPED),
         "number": (lambda data: codec.decode_number(data, KEY), TYPED),
+        "chunk": (lambda data: codec.decode_chunk(data, KEY), TYPED),
         "stamp": (lambda data: codec.peek_stamp(data, codec.Kind.SNAPSHOT, KEY), ()),
     }
 
@@ -156,6 +177,7 @@ def frames() -> dict[str, Target]:
 def contents() -> dict[str, Target]:
     """What is inside them, and the actors read."""
     hostage = RunDefinition(Hostage)
+    diary = StateCodec(Diary, "Diary")
     messages = decoder_of(hostage.message_type, "message", hostage.name)
     folder = Path(tempfile.mkdtemp(prefix="executus-facts-"))
     facts = folder / owner_lock.FACTS_NAME
@@ -173,10 +195,13 @@ def contents() -> dict[str, Target]:
         return owner_lock.read_owner(folder)
 
     return {
-        "state": (hostage.decode_state, USERS),
+        "state": (hostage.states.decode, USERS),
         "input": (hostage.decode_input, USERS),
         "message": (messages.decode, USERS),
-        "raw state for upgrade": (msgspec.msgpack.decode, USERS),
+        "state with journals": (lambda data: diary.load(kept(data, DIARY_PAGES)), USERS),
+        "items of a journal": (lambda data: diary.load(kept(DIARY, data)), USERS),
+        "raw state for upgrade": (lambda data: plain_state(kept(data, DIARY_PAGES)), USERS),
+        "raw items for upgrade": (lambda data: plain_state(kept(DIARY, data)), USERS),
         "next": (decode_next, USERS),
         "result": (outcome, (ResultUnreadable,)),
         "options": (options, (OptionsUnreadable,)),
@@ -196,15 +221,22 @@ def valid_payloads() -> dict[str, list[bytes]]:
     return {
         "claim": [codec.encode_claim(claim("run", deadline_at_s=5.0), KEY)[payload:]],
         "record": [codec.encode_record(record("run", labels={"a": "b"}, input=bag), KEY)[payload:]],
-        "snapshot": [codec.encode_snapshot(snapshot(token, 3, bag), KEY)[payload:]],
+        "snapshot": [
+            codec.encode_snapshot(snapshot(token, 3, bag), KEY)[payload:],
+            codec.encode_snapshot(snapshot(token, 3, bag, layouts=DIARY_LAYOUTS), KEY)[payload:],
+        ],
         "outcome": [encode_outcome(Completed(BAG))],
         "link": [codec.encode_link(ParentLink("p", 1, "k"), KEY)[payload:]],
         "number": [b""],
+        "chunk": [codec.encode_chunk(PAGES_CHUNK, codec.Stamp(1, 1), KEY, "run")[payload:]],
         "stamp": [bag],
         "state": [bag],
+        "state with journals": [DIARY],
+        "items of a journal": [DIARY_PAGES],
+        "raw items for upgrade": [DIARY_PAGES],
         "input": [bag],
         "message": [msgspec.msgpack.encode(Give(BAG)), msgspec.msgpack.encode(Ask("x"))],
-        "raw state for upgrade": [bag],
+        "raw state for upgrade": [bag, DIARY],
         "next": [encode_next(Waiting(5.0, 1.5)), encode_next(Stepping()), encode_next(Beginning())],
         "result": [encode_outcome(Completed(BAG)), encode_outcome(Failed(error, Phase.STEP, 2))],
         "options": [msgspec.msgpack.encode(Policies())],
@@ -322,6 +354,7 @@ KINDS = {
     "outcome": codec.Kind.OUTCOME,
     "link": codec.Kind.LINK,
     "number": codec.Kind.META,
+    "chunk": codec.Kind.CHUNK,
     "stamp": codec.Kind.SNAPSHOT,
 }
 

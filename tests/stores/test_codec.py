@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from executus.stores import (
     MAX_LABELS,
     MAX_RECORD_BYTES,
+    Base,
+    Chunk,
     Message,
     ParentLink,
+    Piece,
     RecordCorrupt,
     RecordTooLarge,
     RunStatus,
@@ -38,6 +41,8 @@ INBOX = Inbox(incarnation=2, appended=9, consumed_through=5, dropped_through=4, 
 MESSAGE = Message(
     run_id="run", incarnation=2, number=9, message_id="m-9", body=b"body", sent_at_s=1.5, expires_at_s=61.5
 )
+CHUNK = Chunk(base=Base(5, 1), position=8, count=2, items=b"items")
+WITH_JOURNALS = snapshot(Token("run", 2, 5), 7, b"state", schema_version=3, layouts=((Piece(Base(5, 1), 0, 10),), ()))
 CONSUMING = snapshot(Token("run", 2, 5), 7, b"state", schema_version=3, consumed_through=9)
 
 FRAMES: dict[str, tuple[bytes, Callable[[bytes, bytes], object], object]] = {
@@ -51,6 +56,8 @@ FRAMES: dict[str, tuple[bytes, Callable[[bytes, bytes], object], object]] = {
     "message": (codec.encode_message(MESSAGE, KEY), codec.decode_message, MESSAGE),
     "message id": (codec.encode_message_id(9, 2, KEY), codec.decode_message_id, 9),
     "snapshot with messages": (codec.encode_snapshot(CONSUMING, KEY), codec.decode_snapshot, CONSUMING),
+    "chunk": (codec.encode_chunk(CHUNK, STAMP, KEY, "run"), codec.decode_chunk, CHUNK),
+    "snapshot with journals": (codec.encode_snapshot(WITH_JOURNALS, KEY), codec.decode_snapshot, WITH_JOURNALS),
 }
 
 GOLDEN = {
@@ -98,6 +105,16 @@ GOLDEN = {
         "696e67c2b0636f6e73756d65645f7468726f75676809"
     ),
     "number": ("455843540106000000000000000000000000000000000000000000000000000000000009000000009ce3e55b9ce3e55b"),
+    "chunk": (
+        "45584354010a00000000000000000000000000020000000000000005000000000000000800000015783d54ac95e6cd3a0000"
+        "00000000000500000001000000026974656d73"
+    ),
+    "snapshot with journals": (
+        "4558435401030000000000030000000000000002000000000000000500000000000000070000007b8912c9fba790ca2d8aa6"
+        "72756e5f6964a372756eab696e6361726e6174696f6e02a565706f636805a373657107ae736368656d615f76657273696f6e"
+        "03aa74616b656e5f61745f73cb4000000000000000a57374617465c4057374617465a46e657874c4046e657874a777616974"
+        "696e67c2a76c61796f757473929193920501000a90"
+    ),
 }
 """Format 1, as it lies on disks. Never edit a line: what is written otherwise gets lines of its own."""
 

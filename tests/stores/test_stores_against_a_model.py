@@ -18,11 +18,15 @@ from executus.stores import (
     ENDED_FOR_GOOD,
     LIVE,
     Append,
+    Base,
     CheckpointStore,
+    Chunk,
     Claim,
     Delete,
+    MemoryStore,
     Operation,
     ParentLink,
+    Piece,
     RecordCorrupt,
     RunClaim,
     RunRecord,
@@ -34,8 +38,8 @@ from executus.stores import (
     Token,
     codec,
 )
-from executus.stores.rows import Table
-from tests.stores.disks import Disk, LmdbDisk, MemoryDisk, damage
+from executus.stores.rows import Table, chunk_base, chunk_key, range_below, run_key
+from tests.stores.disks import Disk, LmdbDisk, MemoryDisk, damage, flip_last_bit
 from tests.stores.making import claim, record, snapshot, why
 
 IDS = ("a", "ab", "b")
@@ -236,6 +240,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         self.stores: list[CheckpointStore] = [disk.store() for disk in self.disks]
         self.epoch = 0
         self.sent = 0
+        self.bases = 0
 
     def teardown(self) -> None:
         for store in self.stores:
@@ -266,6 +271,28 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             store.open()
         if life is not None and bad is not None:
             life.generations[bad] = (life.generations[bad][0], False)
+
+    @rule(data=st.data())
+    def reboot_with_a_damaged_chunk(self, data: st.DataObject) -> None:
+        pieces = [
+            (run_id, piece)
+            for run_id, life in sorted(self.model.lives.items())
+            for kept in life.readable()
+            for layout in kept.journals
+            for piece in layout
+        ]
+        if not pieces:
+            return
+        run_id, bad = data.draw(st.sampled_from(pieces))
+        for disk, store in zip(self.disks, self.stores, strict=True):
+            store.close()
+            disk.change(Table.JOURNALS, chunk_key(run_key(run_id), bad.base, bad.first), flip_last_bit)
+            store.open()
+        life = self.model.lives[run_id]
+        life.generations = [
+            (kept, readable and all(bad not in layout for layout in kept.journals))
+            for kept, readable in life.generations
+        ]
 
     def slot_of(self, disk: Disk, run_id: str, wanted: Snapshot) -> int:
         found: list[int] = []
@@ -309,18 +336,22 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             case "claim":
                 return self.draw_claim(draw, token, is_there=life is not None)
             case "save":
+                taken = self.draw_snapshot(draw, token)
                 return Save(
-                    snapshot=self.draw_snapshot(draw, token),
+                    snapshot=taken,
+                    chunks=self.new_chunks(taken),
                     clears_strikes=draw(st.booleans()),
                     consumed_children=draw(st.sampled_from([(), ("b",), ("a", "ab")])),
                 )
             case "settle":
+                last = self.draw_snapshot(draw, token) if draw(st.booleans()) else None
                 return Settle(
                     token=token,
                     status=draw(st.sampled_from([status for status in RunStatus if status is not RunStatus.RUNNING])),
                     reason=draw(st.sampled_from(["", "x"])),
                     outcome=draw(st.sampled_from([None, b"", b"1", b"2"])),
-                    snapshot=self.draw_snapshot(draw, token) if draw(st.booleans()) else None,
+                    snapshot=last,
+                    chunks=() if last is None else self.new_chunks(last),
                     consumed_children=draw(st.sampled_from([(), ("a",)])),
                     consumed_through=draw(st.integers(0, 4)),
                 )
@@ -366,8 +397,28 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         # As a run does: what a state has taken in, the next one has as well.
         held = max((kept.consumed for kept in life.readable()), default=0) if life else 0
         through = draw(st.sampled_from([held, held, held + 1, held + 2]))
-        facts = {"consumed_through": through} if through else {}
+        facts: dict[str, Any] = {"consumed_through": through} if through else {}
+        readable = life.readable()[-1:] if life else []
+        layout = readable[0].journals[0] if readable and readable[0].journals else ()
+        match draw(st.sampled_from(["append", "append", "as it was", "anew", "none"])):
+            case "append":
+                facts["layouts"] = ((*layout, self.new_piece(draw, layout[-1].end if layout else 0)),)
+            case "as it was":
+                facts["layouts"] = (layout,)
+            case "anew":
+                facts["layouts"] = ((self.new_piece(draw, 0),),)
+            case _:
+                pass
         return snapshot(token, seq, b"<state %d %d %d>" % (token.incarnation, token.epoch, seq), **facts)
+
+    def new_piece(self, draw: Any, first: int) -> Piece:
+        self.bases += 1
+        return Piece(Base(7, self.bases), first, first + draw(st.integers(1, 3)))
+
+    def new_chunks(self, snapshot: Snapshot) -> tuple[Chunk, ...]:
+        return tuple(
+            chunk_of(piece) for layout in snapshot.journals for piece in layout[-1:] if piece.base.number == self.bases
+        )
 
     @invariant()
     def reads_are_the_same(self) -> None:
@@ -417,8 +468,19 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             return
         assert (loaded.snapshot if loaded else None) == max(life.readable(), key=lambda kept: kept.seq, default=None)
         if loaded is not None:
+            assert loaded.chunks == tuple(tuple(map(chunk_of, layout)) for layout in loaded.snapshot.journals)
             last_written_is_readable = life.generations[-1][1]
             assert bool(loaded.fell_back) == (not last_written_is_readable)
+
+        if isinstance(store, MemoryStore) and len(life.readable()) != 1:
+            page = store._tables.page(Table.JOURNALS, *range_below(run_key(run_id)), 1 << 62)
+            needed = {piece.base for kept in life.readable() for layout in kept.journals for piece in layout}
+            assert {chunk_base(key) for key, _ in page} == needed
+
+
+def chunk_of(piece: Piece) -> Chunk:
+    items = b"%d of %d" % (piece.first, piece.base.number)
+    return Chunk(base=piece.base, position=piece.first, count=piece.end - piece.first, items=items)
 
 
 TestStoresAgainstAModel = StoresAgainstAModel.TestCase
