@@ -56,8 +56,8 @@ class Known(NamedTuple):
 
 
 Kind = Literal["whole", "last commit lost", "more lost", "mixed", "caught", "refused", "unwritable", "died", "wrong"]
-"""What became of a state. `more lost`: it is that of an earlier commit. `mixed`: each run is as it was once, but not all
-at the same commit. `caught`: some runs are damaged and named as such, the others as they once were. `refused`: a typed
+"""What became of a state. `more lost`: it is that of an earlier commit. `mixed`: each record is as it was once, but not
+all are of the same commit. `caught`: some runs are damaged and named as such, the others as they once were. `refused`: a typed
 error at opening. `died`: the daemon. `wrong`: something was read that never was.
 """
 
@@ -203,7 +203,7 @@ def classify(found: Found, known: Known, model: Model) -> tuple[Kind, str]:
     view = found.view
     if any(value == ("damaged",) for value in view.values()):
         odd = _unknown(view, model)
-        return ("wrong", f"values that never were: {odd}") if odd else ("caught", "damaged runs, and named as such")
+        return ("wrong", f"records that never were: {odd}") if odd else ("caught", "damaged runs, and named as such")
     fits = [number for number, known_view in enumerate(model.views) if known_view == view]
     if any(known.done <= number <= known.about for number in fits):
         return "whole", ""
@@ -213,16 +213,28 @@ def classify(found: Found, known: Known, model: Model) -> tuple[Kind, str]:
         return "more lost", f"what is there is commit {max(fits)} of {known.done}"
     odd = _unknown(view, model)
     return (
-        ("wrong", f"values that never were: {odd}") if odd else ("mixed", f"runs of different commits by {known.done}")
+        ("wrong", f"records that never were: {odd}")
+        if odd
+        else ("mixed", f"records of different commits by {known.done}")
     )
 
 
 def _unknown(view: View, model: Model) -> list[str]:
-    return [
-        f"{run_id}: {value}"
-        for run_id, value in view.items()
-        if value != ("damaged",) and value not in model.ever.get(run_id, []) and run_id != "live"
-    ]
+    """Records that never were so. That a run's records are of different commits is no lie of any one of them."""
+    found: list[str] = []
+    for run_id, value in view.items():
+        if value == ("damaged",) or run_id == "live":
+            continue
+        known = [_records(before) for before in model.ever.get(run_id, [])]
+        found += [f"{run_id}: {part}" for part in _records(value) if not any(part in records for records in known)]
+    return found
+
+
+def _records(value: Value) -> list[Value]:
+    """What of a run's value is a stored row of its own: claim, record, snapshot, outcome, each child's link."""
+    incarnation, epoch, status, record, snapshot, outcome, children = value
+    parts = [("claim", incarnation, epoch, status), ("record", record), ("snapshot", snapshot), ("outcome", outcome)]
+    return [*parts, *(("child", child) for child in children)]
 
 
 def _fingerprint(state: CrashState) -> int:
