@@ -44,9 +44,9 @@ class LmdbStore(RowStore):
     """A CheckpointStore in the folder `path`, which is made where it is missing.
 
     `profile`: "power" survives power loss; "power-1" may then lose the last commit, never more; "process" survives kill
-    -9 and no more: after a power loss the store may be what it was some commits ago, or be refused as damaged. `python
-    -m tests.harness power_loss` tells how often. `map_size_bytes` bounds the store's growth, costs address space only,
-    and is halved where that is short.
+    -9 and no more: after a power loss the store may be what it was some commits ago, be refused as damaged, have runs
+    that are named as damaged, or, seldom, hold records of different commits. `python -m tests.harness power_loss` tells
+    how often. `map_size_bytes` bounds the store's growth, costs address space only, and is halved where that is short.
     """
 
     def __init__(
