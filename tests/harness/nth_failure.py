@@ -27,6 +27,7 @@ from tests.harness.power_loss import fast_folder
 from tests.harness.report import Report
 from tests.harness.state_opener import Found, Opener
 from tests.harness.traced import ROOT, environment
+from tests.harness.workload import empty_view
 
 Way = Literal["store", "daemon"]
 WAYS: Final[tuple[Way, ...]] = ("store", "daemon")
@@ -207,7 +208,7 @@ def _loss(trial: Trial, seen: Seen, found: Found) -> Iterator[str]:
         done = [mark for mark in seen.marks if mark.what == "done"]
         about = [mark for mark in seen.marks if mark.what == "about"]
         digest = digest_of(found.view)
-        acknowledged = done[-1].digest if done else digest_of(EMPTY)
+        acknowledged = done[-1].digest if done else digest_of(empty_view())
         if digest != acknowledged and (not about or digest != about[-1].digest):
             yield f"what is there is neither the last acknowledged commit nor the one in hand: {found.view}"
         if seen.code == 0 and digest != acknowledged:
@@ -220,14 +221,10 @@ def _loss(trial: Trial, seen: Seen, found: Found) -> Iterator[str]:
         value = found.view.get(run_id)
         if value is None:
             yield f"{run_id} is gone"
-        elif what == "ended" and value[2] != "completed":
-            yield f"{run_id} had ended with a durable result and is {value[2]}"
-        elif what == "durable" and value[2] != "completed" and (value[4] is None or value[4][1] < mark.number):
-            yield f"{run_id} was durable up to {mark.number}, there is {value[4]}"
-
-
-EMPTY: Final = {"live": ([],)}
-"""The view of a store without runs."""
+        elif what == "ended" and value[0][2] != "completed":
+            yield f"{run_id} had ended with a durable result and is {value[0][2]}"
+        elif what == "durable" and value[0][2] != "completed" and (value[2] is None or value[2][1] < mark.number):
+            yield f"{run_id} was durable up to {mark.number}, there is {value[2]}"
 
 
 class _Traced(NamedTuple):

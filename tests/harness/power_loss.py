@@ -23,7 +23,7 @@ from tests.harness.crash_states import CrashState, crash_states, lay_out, marks_
 from tests.harness.report import Report
 from tests.harness.state_opener import Found, Opener
 from tests.harness.traced import Recording
-from tests.harness.workload import Said, Value, View, view_of
+from tests.harness.workload import DAMAGED, ENDED_RUNS, LIVE_RUNS, Said, Value, View, view_of
 
 Profile = Literal["power", "power-1", "process"]
 PROFILES: Final[tuple[Profile, ...]] = ("power", "power-1", "process")
@@ -201,7 +201,7 @@ def classify(found: Found, known: Known, model: Model) -> tuple[Kind, str]:
     if found.unwritable:
         return "unwritable", found.unwritable
     view = found.view
-    if any(value == ("damaged",) for value in view.values()):
+    if any(value == DAMAGED for value in view.values()):
         odd = _unknown(view, model)
         return ("wrong", f"records that never were: {odd}") if odd else ("caught", "damaged runs, and named as such")
     fits = [number for number, known_view in enumerate(model.views) if known_view == view]
@@ -223,7 +223,7 @@ def _unknown(view: View, model: Model) -> list[str]:
     """Records that never were so. That a run's records are of different commits is no lie of any one of them."""
     found: list[str] = []
     for run_id, value in view.items():
-        if value == ("damaged",) or run_id == "live":
+        if value == DAMAGED or run_id in {LIVE_RUNS, ENDED_RUNS}:
             continue
         known = [_records(before) for before in model.ever.get(run_id, [])]
         found += [f"{run_id}: {part}" for part in _records(value) if not any(part in records for records in known)]
@@ -231,10 +231,10 @@ def _unknown(view: View, model: Model) -> list[str]:
 
 
 def _records(value: Value) -> list[Value]:
-    """What of a run's value is a stored row of its own: claim, record, snapshot, outcome, each child's link."""
-    incarnation, epoch, status, record, snapshot, outcome, children = value
-    parts = [("claim", incarnation, epoch, status), ("record", record), ("snapshot", snapshot), ("outcome", outcome)]
-    return [*parts, *(("child", child) for child in children)]
+    """What of a run's value is a stored row of its own: claim, record, snapshot, outcome, each child's link, each message."""
+    claim, record, snapshot, outcome, children, messages = value
+    parts = [("claim", claim), ("record", record), ("snapshot", snapshot), ("outcome", outcome)]
+    return [*parts, *(("child", child) for child in children), *(("message", message) for message in messages)]
 
 
 def _fingerprint(state: CrashState) -> int:

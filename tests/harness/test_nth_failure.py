@@ -11,10 +11,11 @@ import pytest
 
 from tests.harness import nth_failure, traced
 from tests.harness.enduring import digest_of
-from tests.harness.nth_failure import EMPTY, FAULTS, KILLED, WAYS, Mark, Seen, Trial, Way
+from tests.harness.nth_failure import FAULTS, KILLED, WAYS, Mark, Seen, Trial, Way
 from tests.harness.power_loss import fast_folder
 from tests.harness.state_opener import Found, Opener
 from tests.harness.traced import Failed, Flush, Recording, Write
+from tests.harness.workload import empty_view
 
 KINDS = sum(map(len, FAULTS.values()))
 TRIALS: dict[Way, int] = {"store": KINDS, "daemon": KINDS // 2}
@@ -72,7 +73,8 @@ def recording_with_a_refused_header() -> Recording:
 
 # ------------------------------------------------------------------------------------------------ what it would see
 
-VIEW = {"run-1": (1, 1, "running"), "live": (["run-1"],)}
+EMPTY = empty_view()
+VIEW = EMPTY | {"run-1": ([1, 1, "running"], [0, 0], None, None, [], [])}
 OPENED, ABOUT, DONE = Mark("opened", 1, 0), Mark("about", 1, digest_of(VIEW)), Mark("done", 1, digest_of(VIEW))
 FAILED, CLOSED = Mark("failed", 1, 0), Mark("closed", 1, 0)
 EIO = Trial("store", "pwrite64", "EIO", 1)
@@ -117,7 +119,7 @@ def test_a_daemon_that_does_not_say_that_its_store_fails_is_seen() -> None:
 def test_a_daemons_run_behind_what_it_was_told_is_durable_is_seen() -> None:
     daemon = Trial("daemon", "writev", KILLED, 1)
     durable, ended = Mark("durable:r", 5, 0), Mark("ended:r", 0, 0)
-    behind = {"r": (1, 1, "running", [0, 0], [1, 4, [0, 0]], None, [])}
+    behind = {"r": ([1, 1, "running"], [0, 0], [1, 4, [0, 0], 0, []], None, [], [])}
     assert "is gone" in broken(OPENED, durable, code=-9, found=Found(view=EMPTY), trial=daemon)
     assert "durable up to 5" in broken(OPENED, durable, code=-9, found=Found(view=behind), trial=daemon)
     assert "had ended" in broken(OPENED, ended, code=-9, found=Found(view=behind), trial=daemon)

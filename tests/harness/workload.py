@@ -10,19 +10,28 @@ import os
 import random
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from executus.stores import (
     EPOCHS_PER_BOOT,
+    LIVE,
+    Base,
     CheckpointStore,
+    Chunk,
+    Layout,
     LmdbStore,
+    LoadedSnapshot,
+    MemoryStore,
+    Piece,
     RecordCorrupt,
     RunStatus,
+    Save,
+    StoredRun,
     StoreUnavailable,
     Token,
 )
-from tests.stores.making import child_of, deleted, reborn, reclaimed, save, settled, started, why
+from tests.stores.making import append, child_of, deleted, reborn, reclaimed, settled, snapshot, started, why
 
 SESSIONS: Final = 3
 STATE_SIZES: Final = (10, 300, 300, 3_000, 3_000, 20_000, 60_000)
@@ -31,7 +40,12 @@ RETRIES: Final = 10
 
 Value = tuple[Any, ...]
 View = dict[str, Value]
-"""What can be read of each run; two stores in the same state have equal views."""
+"""What can be read of each run, and of the indexes; two stores in the same state have equal views. All of it is as JSON
+gives it back."""
+DAMAGED: Final[Value] = ("damaged",)
+LIVE_RUNS: Final = "index of live runs"
+ENDED_RUNS: Final = "index of ended runs"
+RESTING: Final = [status for status in RunStatus if status not in LIVE]
 
 
 class Said(NamedTuple):
@@ -41,14 +55,24 @@ class Said(NamedTuple):
     number: int
 
 
+class Running:
+    """What is known of a run that may be saved: its token, and what went into its last snapshot."""
+
+    def __init__(self, token: Token) -> None:
+        self.token = token
+        self.seq = self.appended = self.consumed = 0
+        self.journal: Layout = ()
+
+
 class Life:
     """Which runs there are, so that what is tried next makes sense."""
 
     def __init__(self, choose: random.Random) -> None:
         self._choose = choose
-        self.running: dict[str, tuple[Token, int]] = {}
+        self.running: dict[str, Running] = {}
         self.ended: dict[str, Token] = {}
         self._begun = 0
+        self._bases = 0
         self._epoch = 0
 
     def boot(self, boot_epoch: int) -> None:
@@ -57,52 +81,84 @@ class Life:
     def claims_at_boot(self) -> list[Any]:
         """Everything that was running goes on under a new epoch."""
         operations = []
-        for run_id, (token, seq) in self.running.items():
-            operations.append(reclaimed(token, self._next_epoch()))
-            self.running[run_id] = (operations[-1].claim.token, seq)
+        for run in self.running.values():
+            operations.append(reclaimed(run.token, self._next_epoch()))
+            run.token = operations[-1].claim.token
         return operations
 
     def operations(self) -> list[Any]:
-        """What the next commit consists of: each run at most once."""
+        """What the next commit consists of."""
         chosen = self._choose.sample(sorted(self.running), min(len(self.running), self._choose.randint(0, 5)))
-        found = [self._of_running(run_id) for run_id in chosen]
+        found = [operation for run_id in chosen for operation in self._of_running(run_id)]
         if self.ended and self._choose.random() < 0.3:
             found.append(self._of_ended(self._choose.choice(sorted(self.ended))))
         if len(self.running) < MOST_RUNS and (not found or self._choose.random() < 0.3):
             found.append(self._new())
         return found
 
-    def _of_running(self, run_id: str) -> Any:
-        token, seq = self.running[run_id]
+    def _of_running(self, run_id: str) -> Iterator[Any]:
+        run = self.running[run_id]
         chance = self._choose.random()
-        if chance < 0.05:
-            del self.running[run_id]
-            self.ended[run_id] = token
-            return settled(token, outcome=b"outcome of %s " % run_id.encode() * self._choose.randint(1, 300))
-        if chance < 0.08:
-            del self.running[run_id]
-            self.ended[run_id] = token
-            return settled(token, RunStatus.FAILED, reason="it failed", outcome=b"error")
-        self.running[run_id] = (token, seq + 1)
-        return save(token, seq + 1, state_of(token, seq + 1, self._choose.choice(STATE_SIZES)))
+        if chance < 0.3:
+            run.appended += 1
+            body = b"message %d to %s " % (run.appended, run_id.encode())
+            yield append(run.token, f"{run_id}-{run.appended}", body * self._choose.choice((1, 20, 400)))
+        if chance > 0.95:
+            outcome = b"outcome of %s " % run_id.encode() * self._choose.randint(1, 300)
+            yield settled(self._end(run_id), outcome=outcome, ended_at_s=float(run.seq))
+        elif chance > 0.92:
+            yield settled(self._end(run_id), RunStatus.FAILED, reason="it failed", outcome=b"error")
+        elif chance > 0.1:
+            yield self._save(run)
+
+    def _end(self, run_id: str) -> Token:
+        self.ended[run_id] = self.running.pop(run_id).token
+        return self.ended[run_id]
+
+    def _save(self, run: Running) -> Save:
+        run.seq += 1
+        facts: dict[str, Any] = {}
+        run.consumed = self._choose.randint(run.consumed, run.appended)
+        if run.consumed:
+            facts["consumed_through"] = run.consumed
+        chunks = self._grown(run)
+        if run.journal:
+            facts["layouts"] = (run.journal,)
+        state = state_of(run.token, run.seq, self._choose.choice(STATE_SIZES))
+        return Save(snapshot=snapshot(run.token, run.seq, state, **facts), chunks=chunks)
+
+    def _grown(self, run: Running) -> tuple[Chunk, ...]:
+        """Its journal has some more items, or is written anew, shorter, under another base."""
+        chance = self._choose.random()
+        if chance < 0.4:
+            return ()
+        if not run.journal or chance > 0.95:
+            self._bases += 1
+            piece = Piece(Base(run.token.epoch, self._bases), 0, 0)
+        else:
+            (piece,) = run.journal
+        more = self._choose.randint(1, 20)
+        run.journal = (Piece(piece.base, 0, piece.end + more),)
+        items = b"%d items from %d on of %d " % (more, piece.end, piece.base.number)
+        return (Chunk(base=piece.base, position=piece.end, count=more, items=items * more),)
 
     def _of_ended(self, run_id: str) -> Any:
         token = self.ended.pop(run_id)
         if self._choose.random() < 0.5:
             return deleted(token)
         operation = reborn(token, self._next_epoch(), input=b"born again")
-        self.running[run_id] = (operation.claim.token, 0)
+        self.running[run_id] = Running(operation.claim.token)
         return operation
 
     def _new(self) -> Any:
         self._begun += 1
         run_id = f"run-{self._begun}"
         if self.running and self._choose.random() < 0.3:
-            parent, _ = self.running[self._choose.choice(sorted(self.running))]
-            operation = child_of(parent, run_id, key=f"k{self._begun}", epoch=self._next_epoch())
+            parent = self.running[self._choose.choice(sorted(self.running))]
+            operation = child_of(parent.token, run_id, key=f"k{self._begun}", epoch=self._next_epoch())
         else:
             operation = started(run_id, self._next_epoch(), input=b"input " * self._choose.choice((1, 100, 2000)))
-        self.running[run_id] = (operation.claim.token, 0)
+        self.running[run_id] = Running(operation.claim.token)
         return operation
 
     def _next_epoch(self) -> int:
@@ -149,33 +205,55 @@ def state_of(token: Token, seq: int, size: int) -> bytes:
 
 
 def view_of(store: CheckpointStore) -> View:
-    """Everything that a boot would read; a run of which something cannot be read has the value ("damaged",)."""
-    runs = {run.claim.run_id: run for run in store.scan()}
-    view: View = {}
-    for run_id, run in runs.items():
-        try:
-            loaded = store.load_snapshot(run_id)
-            outcome = store.load_outcome(run_id)
-            children = [[child, link.key] for child, link in store.children(run_id)]
-        except RecordCorrupt:
-            view[run_id] = ("damaged",)
-            continue
-        if run.record is None or (loaded is not None and loaded.fell_back is not None):
-            view[run_id] = ("damaged",)
-            continue
-        view[run_id] = (
-            run.claim.incarnation,
-            run.claim.epoch,
-            run.claim.status.value,
-            _short(run.record.input),
-            None if loaded is None else [loaded.snapshot.epoch, loaded.snapshot.seq, _short(loaded.snapshot.state)],
-            None if outcome is None else _short(outcome),
-            children,
-        )
-    view["live"] = (sorted(claim.run_id for claim in store.live()),)
-    for run_id in store.damaged():
-        view[run_id] = ("damaged",)
+    """Everything that a boot would read; a run of which something cannot be read has the value DAMAGED."""
+    view: View = {run.claim.run_id: _value_of(store, run) for run in store.scan()}
+    view |= dict.fromkeys(store.damaged(), DAMAGED)
+    view[LIVE_RUNS] = (sorted(claim.run_id for claim in store.live()),)
+    view[ENDED_RUNS] = ([[status, [run.run_id for run in store.ended(status)]] for status in sorted(RESTING)],)
     return view
+
+
+def _value_of(store: CheckpointStore, run: StoredRun) -> Value:
+    run_id = run.claim.run_id
+    try:
+        loaded = store.load_snapshot(run_id)
+        outcome = store.load_outcome(run_id)
+        children = [[child, link.key] for child, link in store.children(run_id)]
+        messages = store.messages(run_id)
+    except RecordCorrupt:
+        return DAMAGED
+    if run.record is None or (loaded is not None and loaded.fell_back is not None):
+        return DAMAGED
+    if any(stored.message is None for stored in messages):
+        return DAMAGED
+    return (
+        [run.claim.incarnation, run.claim.epoch, run.claim.status.value],
+        _short(run.record.input),
+        None if loaded is None else _shown(loaded),
+        None if outcome is None else _short(outcome),
+        children,
+        [
+            [stored.number, stored.message.message_id, _short(stored.message.body)]
+            for stored in messages
+            if stored.message
+        ],
+    )
+
+
+def _shown(loaded: LoadedSnapshot) -> list[Any]:
+    kept = loaded.snapshot
+    journals = [
+        [[*chunk.base, chunk.position, chunk.count, _short(chunk.items)] for chunk in chunks]
+        for chunks in loaded.chunks
+    ]
+    return [kept.epoch, kept.seq, _short(kept.state), kept.consumed, journals]
+
+
+def empty_view() -> View:
+    """That of a store without runs."""
+    store = MemoryStore()
+    store.open()
+    return view_of(store)
 
 
 def _short(data: bytes) -> list[int]:
