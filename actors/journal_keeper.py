@@ -135,7 +135,7 @@ class JournalKeeper:
         return layouts, tuple(chunk for plan in plans.values() for chunk in plan.chunks)
 
     def confirm(self, seq: int) -> None:
-        """The snapshot `seq` is committed. Of no account unless it was laid out last: then its rows are written again."""
+        """The snapshot `seq` is committed. If it was not laid out last, its rows will be written again."""
         if self._pending[0] != seq:
             return
         plans = self._pending[1]

@@ -69,12 +69,12 @@ class StateCodec:
         return data, tuple(journals)
 
     def decode(self, data: bytes, journals: Journals = ()) -> Any:
-        """A fresh state with these journals. Raises msgspec's ValidationError or DecodeError on bytes of another type."""
+        """A fresh state with these journals. Raises what msgspec raises on bytes of another type."""
         if not self._items:
             return self._decoder.decode(data)
 
         def journal_at(_kind: Any, found: object) -> Journal[Any]:
-            return journals[_number(found, len(journals))]
+            return journals[number_of_place(found, len(journals))]
 
         return msgspec.msgpack.Decoder(self._type, dec_hook=journal_at).decode(data)
 
@@ -86,7 +86,7 @@ class StateCodec:
         journals: list[Journal[Any]] = [_EMPTY] * len(snapshot.journals)
 
         def journal_at(kind: Any, found: object) -> Journal[Any]:
-            number = _number(found, len(journals))
+            number = number_of_place(found, len(journals))
             items = _items_of(loaded, number, self._items[kind].decoder)
             journals[number] = journal_of(Log(items), len(items))
             return journals[number]
@@ -107,7 +107,7 @@ class StateCodec:
             return _encoder.encode(self._decoder.decode(data))
 
         def journal_at(kind: Any, found: object) -> Journal[Any]:
-            journal = journals[_number(found, len(journals))]
+            journal = journals[number_of_place(found, len(journals))]
             kinds[id(journal)] = kind
             return journal
 
@@ -135,7 +135,7 @@ def plain_state(loaded: LoadedSnapshot) -> Any:
 
     def items_at(code: int, data: memoryview) -> _Items:
         found = msgspec.msgpack.Ext(code, bytes(data))
-        return _items_of(loaded, _number(found, len(loaded.chunks)), _plain_lists)
+        return _items_of(loaded, number_of_place(found, len(loaded.chunks)), _plain_lists)
 
     return msgspec.msgpack.decode(loaded.snapshot.state, ext_hook=items_at)
 
@@ -149,7 +149,7 @@ def _items_of(loaded: LoadedSnapshot, number: int, decoder: msgspec.msgpack.Deco
     return items
 
 
-def _number(found: object, journals: int) -> int:
+def number_of_place(found: object, journals: int) -> int:
     """The number that a place holds. Raises msgspec.ValidationError for anything else."""
     if not isinstance(found, msgspec.msgpack.Ext) or found.code != _PLACE:
         raise msgspec.ValidationError("Expected the place of a journal")

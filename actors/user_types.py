@@ -238,13 +238,18 @@ def is_immutable(info: types.Type, seen: set[Any]) -> bool:
         return True  # its items are, see journal_items
     if type(info) in _MUTABLE:  # exactly: to msgspec a tuple of any length is a kind of Collection
         return False
-    if isinstance(info, types.StructType) and not info.cls.__struct_config__.frozen:
+    if isinstance(info, types.StructType) and not _plain_class(info.cls).__struct_config__.frozen:
         return False
-    if isinstance(info, types.DataclassType) and not _is_frozen_dataclass(info.cls):
+    if isinstance(info, types.DataclassType) and not _is_frozen_dataclass(_plain_class(info.cls)):
         return False
     if _entered(info, seen):
         return True
     return all(is_immutable(part, seen) for part in _parts(info))
+
+
+def _plain_class(cls: Any) -> Any:
+    """The class itself of a generic one with its parameters filled in, `Page[int]`."""
+    return typing.get_origin(cls) or cls
 
 
 def _is_frozen_dataclass(cls: Any) -> bool:

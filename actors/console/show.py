@@ -12,6 +12,7 @@ import msgspec
 from executus.actors.console.failures import CommandFailed, ExitCode
 from executus.actors.console.ps import owner_line, reading
 from executus.actors.console.screen import Screen
+from executus.actors.console.shown_state import decoded_state
 from executus.actors.console.values import MAX_DECODED_BYTES, Decoded, age, decoded, json_value, one_line, pretty, texts
 from executus.actors.definition import decode_next
 from executus.actors.outcomes import decode_outcome
@@ -91,7 +92,10 @@ def show(store: Path, run_id: str) -> Shown:
 
 
 def print_raw(store: Path, run_id: str) -> None:
-    """The bytes of its newest readable state on stdout, as they are. Raises as `show`, and RecordCorrupt."""
+    """The bytes of its newest readable state on stdout, as they are. Raises as `show`, and RecordCorrupt.
+
+    The items of journals are not among them: a journal is an extension there, which holds its number.
+    """
     with reading(store) as reader:
         stored = _stored(reader, store, run_id)
         loaded = reader.load_snapshot(stored.claim.run_id)
@@ -193,7 +197,7 @@ def _snapshot(loaded: LoadedSnapshot, now_s: float, damaged: list[str]) -> Shown
         waiting=snapshot.waiting,
         deadline_in_s=_deadline_in_s(snapshot, now_s),
         fell_back=loaded.fell_back,
-        state=decoded(snapshot.state),
+        state=decoded_state(loaded),
     )
 
 
