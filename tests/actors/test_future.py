@@ -121,6 +121,25 @@ def test_a_callback_that_raises_hurts_neither_the_settler_nor_the_next(error: ty
     assert seen == [promise]
 
 
+def test_a_callback_added_while_another_thread_settles_is_called_by_one_of_the_two():
+    # The settler has appended its outcome and looked for callbacks; the adder comes between its append and its look.
+    promise: Promise[int] = Promise()
+    seen: list[object] = []
+
+    class Settled(list[Any]):
+        """The outcomes, settled by another thread at the very moment at which the adder copies them."""
+
+        def copy(self) -> list[Any]:
+            if not self:
+                assert promise.try_set(1)
+            return super().copy()
+
+    promise._outcomes = Settled()
+    promise.add_done_callback(seen.append)
+    assert seen == [promise]
+    assert promise._callbacks == []
+
+
 def test_a_callback_may_settle_and_listen_again():
     promise: Promise[int] = Promise()
     seen: list[str] = []

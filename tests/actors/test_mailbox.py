@@ -237,6 +237,36 @@ def test_of_two_tellers_that_find_the_owner_idle_one_schedules_it():
     assert taken(box) == [1, 2]
 
 
+def test_a_teller_that_takes_the_token_of_a_mailbox_that_has_just_closed_wakes_nobody_for_long():
+    # It had read the token before the closing; its message was put before as well, and is among the leftovers.
+    box = opened()
+    old = box._idle
+    message = object()
+    box._queue.put(message)
+    assert box.close()
+    assert box._leftovers == [message]
+    del old[0]
+    box._schedule()
+    assert not box.enter(1)
+    for put in (box.tell, box.tell_anyway, box.tell_control):
+        with pytest.raises(MailboxClosed):
+            put("late")
+    assert box.queued() == 0
+
+
+def test_an_owner_that_leaves_after_its_mailbox_was_closed_brings_no_token_back():
+    box = opened()
+    box.tell("first")
+    assert box.enter(1)
+    assert box.take() == "first"
+    assert box.close()
+    box.leave()
+    assert box._idle is ENDED
+    assert list(ENDED) == [None]  # it is everybody's
+    with pytest.raises(IndexError):
+        del box._idle[0]
+
+
 class Worker:
     """Runs a box's turns on a thread of its own, and counts what it takes."""
 
