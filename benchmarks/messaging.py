@@ -71,13 +71,25 @@ def side(name: str) -> Iterator[Side]:
     pool.close()
 
 
-def rate(count: int, ask: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
+class Rate(float):
+    """A second by the clock; `of_cpu` a second of this process' CPU time, which its neighbours do not change much."""
+
+    of_cpu: float
+
+
+def rate(count: int, ask: Callable[[], object]) -> Rate:
+    began_s, used_s = time.perf_counter(), time.process_time()
     ask()
-    return count / (time.perf_counter() - began_s)
+    found = Rate(count / (time.perf_counter() - began_s))
+    found.of_cpu = count / (time.process_time() - used_s)
+    return found
 
 
-def telling(on: Side, producers: int, count: int) -> tuple[float, float]:
+def shown(name: str, title: str, found: Rate) -> Figures:
+    return {f"{name}: {title}": (found, "/s"), f"{name}, of CPU: {title}": (found.of_cpu, "/s of CPU")}
+
+
+def telling(on: Side, producers: int, count: int) -> tuple[Rate, Rate]:
     """Rates of what is handled, and of what is told to an actor that is busy meanwhile."""
     ref = on.start(on.actor(on_receive=lambda _self, message: message))
 
@@ -112,7 +124,7 @@ def telling(on: Side, producers: int, count: int) -> tuple[float, float]:
     return handled, told
 
 
-def asking(on: Side, count: int, *, caller_runs: bool = False) -> float:
+def asking(on: Side, count: int, *, caller_runs: bool = False) -> Rate:
     """Blocking asks of an idle actor, one after the other; pykka's have no other way than through the queue."""
     ref = on.start(on.actor(on_receive=lambda _self, message: message, caller_runs=caller_runs))
     ref.ask(0)
@@ -126,7 +138,7 @@ def asking(on: Side, count: int, *, caller_runs: bool = False) -> float:
     return found
 
 
-def pipelined(on: Side, count: int) -> float:
+def pipelined(on: Side, count: int) -> Rate:
     ref = on.start(on.actor(on_receive=lambda _self, message: message))
 
     def ask_all() -> None:
@@ -139,7 +151,7 @@ def pipelined(on: Side, count: int) -> float:
     return found
 
 
-def ping_pong(on: Side, count: int) -> float:
+def ping_pong(on: Side, count: int) -> Rate:
     done = threading.Event()
 
     def hit(_self: Any, message: tuple[int, Any, Any]) -> None:
@@ -162,7 +174,7 @@ def ping_pong(on: Side, count: int) -> float:
     return found
 
 
-def fan_out(on: Side, actors: int, times: int) -> float:
+def fan_out(on: Side, actors: int, times: int) -> Rate:
     """One message to each of `actors`, then wait until all are handled; `times` over. Starting them is not measured."""
     # Counted by appends: they need no lock under any number of threads.
     handled: list[None] = []
@@ -195,7 +207,7 @@ def fan_out(on: Side, actors: int, times: int) -> float:
     return found
 
 
-def start_and_stop(on: Side, count: int) -> float:
+def start_and_stop(on: Side, count: int) -> Rate:
     plain = on.actor(on_receive=lambda _self, message: message)
 
     def live() -> None:
@@ -209,7 +221,7 @@ def start_and_stop(on: Side, count: int) -> float:
 def talking(name: str) -> dict[str, Callable[[], Figures]]:
     """What is asked of one side, by its title."""
     ours = name == "executus"
-    asked: dict[str, Callable[[Side], float]] = {
+    asked: dict[str, Callable[[Side], Rate]] = {
         "ask of an idle actor, caller-runs": lambda on: asking(on, 100_000 if ours else 10_000, caller_runs=ours),
         "queued ask": lambda on: asking(on, 20_000 if ours else 10_000),
         "pipelined asks": lambda on: pipelined(on, 50_000 if ours else 10_000),
@@ -221,14 +233,11 @@ def talking(name: str) -> dict[str, Callable[[], Figures]]:
     def tell(producers: str, count: int) -> Figures:
         with side(name) as on:
             handled, told = telling(on, count, 400_000 if ours else 100_000)
-        return {
-            f"{name}: tell, {producers}": (handled, "/s"),
-            f"{name}: told, {producers}": (told, "/s"),
-        }
+        return {**shown(name, f"tell, {producers}", handled), **shown(name, f"told, {producers}", told)}
 
-    def one(title: str, question: Callable[[Side], float]) -> Figures:
+    def one(title: str, question: Callable[[Side], Rate]) -> Figures:
         with side(name) as on:
-            return {f"{name}: {title}": (question(on), "/s")}
+            return shown(name, title, question(on))
 
     found: dict[str, Callable[[], Figures]] = {
         "one producer": lambda: tell("one producer", 1),
@@ -279,6 +288,10 @@ def scale() -> Figures:
     return {SCALE: (many / few, "of its rate")}
 
 
+def ratio(theirs: Measured, ours: Measured) -> float:
+    return statistics.median(b / a for a, b in zip(theirs.values, ours.values, strict=True))
+
+
 def rows(measured: Mapping[str, Measured]) -> list[list[str]]:
     """A line a figure: both sides, how many times, and what is wanted."""
     lines: list[list[str]] = []
@@ -288,19 +301,19 @@ def rows(measured: Mapping[str, Measured]) -> list[list[str]]:
             if theirs is None or ours is None:
                 continue
             need = "" if wanted is None or prefix else f">= {wanted:g}x"
-            # Of each round, for the two were asked one right after the other.
-            times = statistics.median(b / a for a, b in zip(theirs.values, ours.values, strict=True))
+            times = ratio(theirs, ours)
+            of_cpu = ratio(*(measured[f"{prefix}{name}, of CPU: {title}"] for name in ("pykka", "executus")))
             cells = [f"{m.median / 1_000:,.1f} k/s ±{m.noise:.0%}" for m in (theirs, ours)]
-            lines.append([prefix + title, *cells, f"{times:,.1f}x", need])
+            lines.append([prefix + title, *cells, f"{times:,.1f}x", f"{of_cpu:,.1f}x", need])
     theirs, ours = (measured[f"{name}: resident, idle actor"] for name in ("pykka", "executus"))
     sizes = [f"{m.median:,.0f} bytes ±{m.noise:.0%}" for m in (theirs, ours)]
-    lines.append(["resident, idle actor", *sizes, f"1/{theirs.median / ours.median:,.0f}", "<= 1,024 bytes"])
+    lines.append(["resident, idle actor", *sizes, f"1/{theirs.median / ours.median:,.0f}", "", "<= 1,024 bytes"])
     alone = {SCALE: ">= 0.5", **neighbours.REQUIRED}
     for title, need in alone.items():
         for prefix in ("", "unpinned: "):
             if (found := measured.get(prefix + title)) is not None:
                 value = f"{found.median:,.3g} {found.unit} ±{found.noise:.0%}"
-                lines.append([prefix + title, "", value, "", need])
+                lines.append([prefix + title, "", value, "", "", need])
     return lines
 
 
@@ -351,11 +364,14 @@ def main(options: Any) -> int:
     if options.json:
         print(json.dumps(facts))
         return 0
-    print(table(["figure", "pykka", "executus", "times", "required"], rows(measured)))
+    print(table(["figure", "pykka", "executus", "times", "by CPU time", "required"], rows(measured)))
     print()
     print(f"Medians of {options.rounds} rounds, ± half of what lies between their extremes; pinned to one CPU if not")
     print("said otherwise. What was asked once, unpinned for the record or a million actors, shows no noise.")
     print("Times is the median of the rounds' own ratios, for the two sides are asked one right after the other.")
+    print(
+        "By CPU time the same by seconds of the process' CPU time, which a shared machine's neighbours hardly change."
+    )
     print("Rates count handled messages; 'told' is the tellers' own rate to an actor that is busy meanwhile.")
     print("machine:", ", ".join(f"{key} {value}" for key, value in machine().items()))
     return 0
