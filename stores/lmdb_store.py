@@ -154,8 +154,9 @@ class LmdbStore(RowStore):
                 self._check_room(operations)
                 with self._environment().write() as rows:
                     yield rows
-        except lmdb_env.Panicked:
-            self._reopen()
+        except StoreUnavailable as error:
+            if isinstance(error, lmdb_env.Panicked) or self._gave_up():
+                self._reopen()
             raise
         self._reopenings = 0
 
@@ -175,6 +176,14 @@ class LmdbStore(RowStore):
                 path=self._path,
             )
         return env
+
+    def _gave_up(self) -> bool:
+        """A commit failed: has LMDB given the environment up with it? Then nothing can be read either."""
+        try:
+            with self._view():
+                return False
+        except StoreError as error:
+            return isinstance(error, lmdb_env.Panicked)
 
     def _reopen(self) -> None:
         self._fences.clear()
