@@ -94,15 +94,22 @@ class OwnerLock:
         return self._inode is not None and _same_file(self._folder / LOCK_NAME, self._inode)
 
     def _locked_elsewhere(self) -> StoreLocked:
-        owner = read_owner(self._folder)
-        # Between taking the lock and writing the facts, the facts are those of the owner before.
-        pid = owner.pid if owner and owner.closed is None and is_running(owner) else None
+        pid = self._pid_of_holder()
         return StoreLocked(
             f"store {str(self._folder)!r} is owned by {f'pid {pid}' if pid else 'another process'}. Nothing was "
             "opened. Stop that process, or give this one a store of its own.",
             path=str(self._folder),
             owner_pid=pid,
         )
+
+    def _pid_of_holder(self) -> int | None:
+        # Between taking the lock and writing the facts, the facts are those of the owner before: the system knows.
+        try:
+            holder = holder_of_lock(self._folder)
+        except OSError:
+            owner = read_owner(self._folder)
+            holder = owner.pid if owner and owner.closed is None and is_running(owner) else None
+        return holder or None
 
 
 _HELD: Final[dict[_Inode, OwnerLock]] = {}
