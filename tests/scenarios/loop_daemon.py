@@ -1,13 +1,16 @@
 """The daemon of the SIGKILL loop: sync, async, waiting and parent/child runs that report every step before they do it.
 
-Arguments: the store, and the generation of runs to work on. It ends when they have all ended, if it is not killed before.
+Arguments: the store, the generation of runs to work on, and where to kill itself (`saved:3`: when it says so for the third
+time) or nothing. It ends when they have all ended, if it is not killed before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -44,8 +47,21 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     at_s: float = 0.0
 
 
+class Death:
+    """Where this daemon kills itself."""
+
+    kind = ""
+    left = 0
+    lock = threading.Lock()
+
+
 def say(kind: str, run_id: str = "", number: int = 0, key: str = "") -> None:
     os.write(1, msgspec.json.encode(Line(kind, run_id, number, key, time.monotonic())) + b"\n")
+    if kind == Death.kind:
+        with Death.lock:
+            Death.left -= 1
+            if Death.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Squares(Run[int, State, int]):
@@ -118,7 +134,9 @@ def report(event: Event) -> None:
             pass
 
 
-def main(path: str, generation: str) -> None:
+def main(path: str, generation: str, death: str = "") -> None:
+    Death.kind, _, times = death.partition(":")
+    Death.left = int(times or 0)
     runtime = Runtime(
         LmdbStore(path, profile="process"),
         runs=[Squares, AsyncSquares, WaitingSquares, SumOfChildren],
