@@ -1,4 +1,4 @@
-"""The guard of conftest.py sees what it is there to see."""
+"""The guard of conftest.py and of the published fixture sees what it is there to see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Leaks, OpenLoops, open_files
+from executus.actors.testing.leftovers import Leaks, OpenLoops, open_files
 from tests.waiting import wait_until
 
 NOTHING_ALLOWED: frozenset[str] = frozenset()

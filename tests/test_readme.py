@@ -22,6 +22,7 @@ import msgspec
 import pytest
 
 import executus.actors
+import executus.actors.testing
 import executus.stores
 from executus.actors import Backoff, RestartPolicy, Run, RunHandle, RunStatus, Runtime, SavePolicy, StopPolicy, events
 from executus.actors.core import DRAIN_S
@@ -188,11 +189,11 @@ PEOPLES_WORDS = {
 }
 """Python's and other people's."""
 
-THE_EXAMPLES_OWN = {"Crawl", "Publish"}
+THE_EXAMPLES_OWN = {"Approve", "Crawl", "Publish", "SendMailsOnce"}
 
 
 def known_names() -> set[str]:
-    modules = (executus.actors, executus.stores, events)
+    modules = (executus.actors, executus.actors.testing, executus.stores, events)
     return {name for module in modules for name in vars(module) if not name.startswith("_")}
 
 

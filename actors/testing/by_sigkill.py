@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from executus.actors.future import this_thread
 from executus.actors.runtime import Runtime
 from executus.actors.testing.dying_store import DeathAt, DyingStore
 from executus.actors.testing.plot import Plot, Told
@@ -131,6 +132,7 @@ def in_child(work: Callable[[], bytes], timeout_s: float) -> tuple[bytes | None,
 
 def _be_child(work: Callable[[], bytes], writing: int) -> NoReturn:
     try:
+        this_thread.wait_instead = None  # the parent's virtual clock, if it has one, is none of ours
         threading.excepthook = threading.__excepthook__  # pytest's would keep what it gets for a report nobody makes
         try:
             data = work()

@@ -24,7 +24,7 @@ class CrashPoint(msgspec.Struct, frozen=True):
     saved_to: int | None = None
 
     def __str__(self) -> str:
-        return f"died {self.side} commit {self.commit} [{self.holds}], saves {self.saves}"
+        return f"died {self.side} commit {self.commit} [{self.holds}], saved {self.saves}"
 
 
 class CrashReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -115,7 +115,7 @@ class _Trials:
             return []
         last = len(commits)
         return [
-            CrashPoint(f"none after commit {number} [{holds}]", last, "before", commits[-1], saved_to=number)
+            CrashPoint(f"nothing after commit {number} [{holds}]", last, "before", commits[-1], saved_to=number)
             for number, holds in enumerate(commits[:-2], 1)
         ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from executus.actors.testing.dying_store import DeathAt, DyingStore
-from executus.actors.testing.machine import Machine, ProcessDied
+from executus.actors.testing.machine import BEGIN_S, Machine, ProcessDied
 from executus.actors.testing.plot import Plot, Told
 from executus.actors.testing.stacks import Stacks
 from executus.actors.testing.story import told_on_machine
@@ -29,19 +30,20 @@ class InProcess:
         self.steps_repeated: int | None = 0
         self._stacks = Stacks()
         self._disk = MemoryStore()
-        self._now = 1000.0
+        self._wall_s = time.time()
+        self._now = BEGIN_S
 
     def renew(self, plot: Plot) -> None:
         """A new disk, a new world."""
         self._disk = MemoryStore()
-        self._now = 1000.0
+        self._now = BEGIN_S
         if plot.effects is not None:
             plot.effects.empty()
 
     def boot(self, plot: Plot, saves: str, death: DeathAt | None) -> Told | None:
         """See Place."""
         self.boots += 1
-        machine = Machine(self._stacks, look_s=LOOK_S, max_turns=MAX_TURNS)
+        machine = Machine(self._stacks, wall_s=self._wall_s, look_s=LOOK_S, max_turns=MAX_TURNS)
         machine.now = self._now
         runtime: VirtualRuntime
 

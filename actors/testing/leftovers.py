@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-SHARED_THREAD_PREFIXES: Final = ("executus-default", "executus-testing-stack", "AnyIO worker thread")
-"""Threads that belong to the process or to a fixture: those of the default dispatcher that `MyActor.start()` makes on
-first use, those of a virtual clock, which end with it, and FastAPI's pool for sync endpoints."""
+SHARED_THREAD_PREFIXES: Final = ("executus-default", "AnyIO worker thread")
+"""Threads that belong to the process and not to a test: those of the default dispatcher that `MyActor.start()` makes
+on first use, and FastAPI's pool for sync endpoints."""
 
 
 class OpenLoops:
@@ -47,9 +47,9 @@ class OpenLoops:
         return {loop for loop in list(self._loops) if not loop.is_closed()}
 
 
-def live_threads() -> set[threading.Thread]:
-    """The threads of the process, but for the shared ones."""
-    return {thread for thread in threading.enumerate() if not thread.name.startswith(SHARED_THREAD_PREFIXES)}
+def live_threads(shared: tuple[str, ...] = SHARED_THREAD_PREFIXES) -> set[threading.Thread]:
+    """The threads of the process, but for those whose names begin so."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith(shared)}
 
 
 def open_files() -> Counter[str]:
@@ -68,10 +68,13 @@ def open_files() -> Counter[str]:
 class Leaks:
     """What is there now and was not there when this was made, a line each. `allowed`: 'threads', 'files', 'loops'."""
 
-    def __init__(self, loops: OpenLoops, allowed: Collection[str]) -> None:
+    def __init__(
+        self, loops: OpenLoops, allowed: Collection[str], shared: tuple[str, ...] = SHARED_THREAD_PREFIXES
+    ) -> None:
+        self._shared = shared
         self._loops = loops
         self._allowed = allowed
-        self._threads_before = live_threads()
+        self._threads_before = live_threads(shared)
         self._files_before = open_files()
         self._loops_before = loops.now()
 
@@ -79,7 +82,7 @@ class Leaks:
         """Right now."""
         lines: list[str] = []
         if "threads" not in self._allowed:
-            lines += [f"thread {thread.name!r}" for thread in live_threads() - self._threads_before]
+            lines += [f"thread {thread.name!r}" for thread in live_threads(self._shared) - self._threads_before]
         if "loops" not in self._allowed:
             lines += [f"event loop {loop!r}" for loop in self._loops.now() - self._loops_before]
         if "files" not in self._allowed:

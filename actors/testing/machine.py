@@ -17,8 +17,8 @@ from executus.actors.testing.stacks import Baton, Stack, Stacks
 
 T = TypeVar("T")
 
-EPOCH_S: Final = 1_800_000_000.0
-"""The wall clock of a new machine: always the same moment, so that nothing differs between two machines."""
+BEGIN_S: Final = 1000.0
+"""The monotonic time of a new machine."""
 PATIENCE_TURNS: Final = 10_000
 """So many turns later the test's own thread goes on although there is work: a run may step for ever."""
 
@@ -82,16 +82,18 @@ class Machine:
     everything that happens follows from the code alone, and happens again the same way.
 
     `look_s` passes with each look at the clock. `limit_s` is how far time may go; infinity lets it pass by itself.
+    The wall clock was at `wall_s` when the machine was new.
     """
 
-    def __init__(self, stacks: Stacks, *, look_s: float = 0.0, max_turns: float = math.inf) -> None:
-        self.now = 1000.0
+    def __init__(self, stacks: Stacks, *, wall_s: float, look_s: float = 0.0, max_turns: float = math.inf) -> None:
+        self.now = BEGIN_S
         self.limit_s = math.inf
         self.dead = False
         self.turns = 0
         self.max_turns = max_turns
         self.buried: list[Callable[[], object]] = []
         """Called when the process dies."""
+        self._wall_offset_s = wall_s - BEGIN_S
         self._look_s = look_s
         self._stacks = stacks
         self._queue: deque[tuple[Home, Callable[[], object]]] = deque()
@@ -156,7 +158,11 @@ class Machine:
 
     def wall_s(self) -> float:
         """See Clock."""
-        return self.now_s() - 1000.0 + EPOCH_S
+        return self.now_s() + self._wall_offset_s
+
+    def when_wall(self, wall_s: float) -> float:
+        """The monotonic time at which the wall clock will show that."""
+        return wall_s - self._wall_offset_s
 
     def enqueue(self, home: Home, fn: Callable[[], object]) -> None:
         """Run `fn` at `home`, behind what is queued."""
@@ -306,6 +312,10 @@ class VirtualTimers:
     def call_at(self, when_s: float, fn: Callable[[], None]) -> VirtualTimer:
         """See Timers."""
         return self._machine.call_at(when_s, self._home, fn)
+
+    def call_at_wall(self, wall_s: float, fn: Callable[[], None]) -> VirtualTimer:
+        """See Timers. The wall clock of a machine is never set: it goes with the other one."""
+        return self._machine.call_at(self._machine.when_wall(wall_s), self._home, fn)
 
 
 class VirtualDispatcher:

@@ -12,10 +12,11 @@ from executus.actors.incarnation import RunView
 from executus.actors.runtime import Registrable, Runtime
 from executus.actors.testing.crash_report import CrashReport
 from executus.actors.testing.crashes import crash_everywhere as crash_everywhere_
-from executus.actors.testing.leftovers import Leaks, OpenLoops
+from executus.actors.testing.leftovers import SHARED_THREAD_PREFIXES, Leaks, OpenLoops
+from executus.actors.testing.stacks import STACK_NAME
 from executus.actors.testing.virtual_runtime import VirtualClock
 
-LEFT_AFTER_S: Final = 5.0
+LEFT_AFTER_S: Final = 2.0
 """How long threads and files may take to go; a bound against hangs, usually they are gone at once."""
 
 
@@ -86,7 +87,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtimes]:
     loops = OpenLoops()
     with loops.watched():
         runtimes = Runtimes(clock)
-        leaks = Leaks(loops, runtimes.may_leave)
+        leaks = Leaks(loops, runtimes.may_leave, (*SHARED_THREAD_PREFIXES, STACK_NAME))  # the clock's end with it
         yield runtimes
         left = [*runtimes.close(), *leaks.found_after(LEFT_AFTER_S)]
     if left:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
+
+STACK_NAME: Final = "executus-testing-stack"
 
 
 class Baton:
@@ -35,7 +37,7 @@ class Stack(threading.Thread):
     """One call stack, lent to a driver at a time."""
 
     def __init__(self) -> None:
-        super().__init__(name="executus-testing-stack", daemon=True)
+        super().__init__(name=STACK_NAME, daemon=True)
         self.baton = Baton()
         self.driver: Driver | None = None
         self.start()

