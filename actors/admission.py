@@ -91,9 +91,7 @@ class Admission:
             elif live is not None:
                 self._start_on_live(order, reply, live)
             else:
-                inc = incarnation_of_order(
-                    order, first_claim(order, self._desk.epochs.draw(), self._env.clock.wall_s())
-                )
+                inc = incarnation_of_order(order, first_claim(self._env, order, self._desk.epochs.draw()))
                 self._desk.table[order.run_id] = inc
                 inc.unstarted.append(reply)
                 if inc.durable:
@@ -274,9 +272,7 @@ class Admission:
         except ExecutusError as error:
             reply.try_fail(error)
             return
-        claim = next_claim(
-            stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=0, afresh=message.from_input
-        )
+        claim = next_claim(self._env, stored.claim, self._desk.epochs.draw(), strikes=0, afresh=message.from_input)
         inc = incarnation_of_record(claim, record, definition)
         self._desk.table[run_id] = inc
         inc.unstarted.append(reply)
@@ -384,7 +380,7 @@ class Admission:
         definition = None if record is None else self._env.registry.named(record.run_type)
         assert record is not None  # plan() resumes nothing else
         assert definition is not None
-        claim = next_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), strikes=planned.strikes)
+        claim = next_claim(self._env, stored.claim, self._desk.epochs.draw(), strikes=planned.strikes)
         outcome = None
         cause = None if planned.orphaned is None else parent_ended(planned.orphaned)
         if isinstance(cause, KillRequested):  # its tombstone is its claim: it never runs again

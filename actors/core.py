@@ -135,7 +135,7 @@ class Core:
 
     def make_homes(self, host_loop: asyncio.AbstractEventLoop | None, *, own_loop: bool) -> Homes:
         """Where its actors will run. Overridden where that is no thread."""
-        return Homes(host_loop, own_loop=own_loop)
+        return Homes(host_loop, own_loop=own_loop, clock=self._clock)
 
     def plant(self, env: Environment) -> None:
         """Make the tree for that environment. Nothing of it runs yet."""

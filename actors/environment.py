@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from executus.actors.clock import Clock, Timers
@@ -72,3 +72,14 @@ class Environment:
     next_turn: Callable[[], Awaitable[None]] = _next_round
     store_trouble: ErrorInfo | None = None
     """Why commits fail at present. The store actor writes it, health reads it."""
+    _opened_at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._opened_at_s = self.clock.wall_s() - self.clock.now_s()
+
+    def steady_s(self) -> float:
+        """The wall time of the opening, and what the monotonic clock has counted since: what durations are stored by.
+
+        Within a process no jump of the wall clock moves it; from one to the next downtime counts.
+        """
+        return self._opened_at_s + self.clock.now_s()

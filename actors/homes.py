@@ -32,11 +32,11 @@ class Homes:
     store from being restarted or closed.
     """
 
-    def __init__(self, host_loop: asyncio.AbstractEventLoop | None, *, own_loop: bool) -> None:
+    def __init__(self, host_loop: asyncio.AbstractEventLoop | None, *, own_loop: bool, clock: Clock) -> None:
         self._loop_thread = LoopThread() if own_loop else None  # the first: it may raise, and then nothing is there
         self._loop = host_loop if self._loop_thread is None else self._loop_thread.loop
         self._pool = WorkerPool(name="executus-worker")
-        self._timers = TimerThread(name="executus-timers")
+        self._timers = TimerThread(name="executus-timers", clock=clock)
         self._tree = ThreadDispatcher(name="executus-tree")
         self._store = ThreadDispatcher(name="executus-store")
         self._supervisor = ThreadDispatcher(name="executus-supervisor")

@@ -30,7 +30,9 @@ class Done(msgspec.Struct, Generic[R], frozen=True):
 class Wait(msgspec.Struct, Generic[S], frozen=True):
     """Idle, without a thread, until a message arrives or time is up, which arrives as the message `WaitExpired()`.
 
-    `timeout_s` is relative; `until` is a moment, an aware datetime or wall seconds. Neither: until a message arrives.
+    `timeout_s` is relative: no jump of the wall clock moves it, and a machine's suspend does not count. `until` is a
+    moment, an aware datetime or wall seconds: it has come when the wall clock shows it, within seconds also where that
+    was set or the machine was suspended. Neither: until a message arrives.
     A snapshot keeps the deadline: after a restart the run waits again for what is left of it; downtime counts.
     """
 
@@ -268,11 +270,17 @@ class Stepping(msgspec.Struct, frozen=True, tag="step"):
 class Waiting(msgspec.Struct, frozen=True, tag="wait"):
     """A message is next, or the deadline. Both None: no deadline.
 
-    Wall time says when, remaining time bounds what a jump of the wall clock can do to it.
+    Of a time-out the steady time (see Environment) says when, and the remaining time bounds what a wall clock that was
+    set back between two boots can do to it. Without a remaining time the deadline is a moment of the wall clock.
     """
 
     deadline_at_s: float | None = None
     remaining_s: float | None = None
+
+    @property
+    def moment_s(self) -> float | None:
+        """The moment of the wall clock that is waited for, if it is one."""
+        return self.deadline_at_s if self.remaining_s is None else None
 
 
 class Beginning(msgspec.Struct, frozen=True, tag="begin"):
@@ -286,19 +294,20 @@ Next = Stepping | Waiting | Beginning
 STEPPING = Stepping()
 
 
-def waiting_for(wait: Wait[Any], wall_s: float) -> Waiting:
-    """The deadline of a Wait returned at wall time `wall_s`."""
+def waiting_for(wait: Wait[Any], steady_s: float) -> Waiting:
+    """The deadline of a Wait returned at steady time `steady_s`."""
     if wait.timeout_s is not None:
-        return Waiting(wall_s + wait.timeout_s, wait.timeout_s)
+        return Waiting(steady_s + wait.timeout_s, wait.timeout_s)
     if wait.until is not None:
-        until_s = wait.until.timestamp() if isinstance(wait.until, dt.datetime) else float(wait.until)
-        return Waiting(until_s, max(0.0, until_s - wall_s))
+        return Waiting(wait.until.timestamp() if isinstance(wait.until, dt.datetime) else float(wait.until))
     return Waiting()
 
 
-def remaining(deadline_at_s: float | None, remaining_s: float | None, wall_s: float) -> float | None:
-    """What is left of a stored deadline: downtime counts, a clock that jumped back does not lengthen it."""
-    if deadline_at_s is None:
+def remaining(deadline_at_s: float | None, remaining_s: float | None, steady_s: float) -> float | None:
+    """What is left of a stored time-out: downtime counts, a clock that was set back does not lengthen it.
+
+    None where there is none: no deadline, or one that is a moment of the wall clock.
+    """
+    if deadline_at_s is None or remaining_s is None:
         return None
-    left = max(0.0, deadline_at_s - wall_s)
-    return left if remaining_s is None else min(left, remaining_s)
+    return min(max(0.0, deadline_at_s - steady_s), remaining_s)

@@ -378,7 +378,7 @@ class RunActor(Actor):
             self._finish(returned.result)  # type: ignore[attr-defined]
         elif kind is Wait:
             self.definition.check_state(returned.state, callback)  # type: ignore[attr-defined]
-            self._advance(returned.state, waiting_for(returned, self.env.clock.wall_s()))  # type: ignore[attr-defined,arg-type]
+            self._advance(returned.state, waiting_for(returned, self.env.steady_s()))  # type: ignore[attr-defined,arg-type]
         else:
             self.definition.check_state(returned, callback)
             self._advance(returned, STEPPING)
@@ -426,17 +426,24 @@ class RunActor(Actor):
         self._arm()
 
     def _due_s(self, following: Next) -> float | None:
-        """The monotonic time at which a Wait expires, if it does."""
-        left_s = remaining(following.deadline_at_s, following.remaining_s, self.env.clock.wall_s())  # type: ignore[union-attr]
+        """The monotonic time at which a Wait's time-out is over, if it has one."""
+        left_s = remaining(following.deadline_at_s, following.remaining_s, self.env.steady_s())  # type: ignore[union-attr]
         return None if left_s is None else self.env.clock.now_s() + left_s
 
     def _arm(self) -> None:
         """Set the timer of a Wait with a deadline."""
+        moment_s = self.next.moment_s if isinstance(self.next, Waiting) else None
+        if self.wait_due_s is None and moment_s is None:
+            return
+        number, ref, timers = self.wait_number, self.actor_ref, self.env.timers
+
+        def elapsed() -> None:
+            tell_if_alive(ref, WaitElapsed(number), control=True)
+
         if self.wait_due_s is not None:
-            number, ref = self.wait_number, self.actor_ref
-            self.wait_timer = self.env.timers.call_at(
-                self.wait_due_s, lambda: tell_if_alive(ref, WaitElapsed(number), control=True)
-            )
+            self.wait_timer = timers.call_at(self.wait_due_s, elapsed)
+        elif moment_s is not None:
+            self.wait_timer = timers.call_at_wall(moment_s, elapsed)
 
     def _publish(self, state: object, following: Next) -> None:
         """One more completed callback: its state is the newest, for the store, for queries and for a restart."""

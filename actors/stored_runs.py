@@ -29,7 +29,7 @@ from executus.stores import (
 )
 
 
-def first_claim(order: StartOrder, epoch: int, wall_s: float) -> RunClaim:
+def first_claim(env: Environment, order: StartOrder, epoch: int) -> RunClaim:
     """The claim of a new incarnation, named after its first epoch."""
     timeout_s = order.policies.stop.run_timeout_s
     return RunClaim(
@@ -38,14 +38,14 @@ def first_claim(order: StartOrder, epoch: int, wall_s: float) -> RunClaim:
         epoch=epoch,
         attempt=1,
         status=RunStatus.RUNNING,
-        claimed_at_s=wall_s,
-        deadline_at_s=None if timeout_s is None else wall_s + timeout_s,
+        claimed_at_s=env.clock.wall_s(),
+        deadline_at_s=None if timeout_s is None else env.steady_s() + timeout_s,
         remaining_s=timeout_s,
     )
 
 
 def next_claim(
-    claim: RunClaim, epoch: int, wall_s: float, *, strikes: int | None = None, afresh: bool = False
+    env: Environment, claim: RunClaim, epoch: int, *, strikes: int | None = None, afresh: bool = False
 ) -> RunClaim:
     """The claim of the next attempt, or of one that begins `afresh`. The deadline stays: it is never refreshed."""
     return msgspec.structs.replace(
@@ -56,9 +56,9 @@ def next_claim(
         reason="",
         strikes=claim.strikes if strikes is None else strikes,
         begun=claim.begun + afresh,
-        claimed_at_s=wall_s,
+        claimed_at_s=env.clock.wall_s(),
         ended_at_s=None,
-        remaining_s=remaining(claim.deadline_at_s, claim.remaining_s, wall_s),
+        remaining_s=remaining(claim.deadline_at_s, claim.remaining_s, env.steady_s()),
     )
 
 

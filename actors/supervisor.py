@@ -218,7 +218,7 @@ class RunSupervisor(Actor):
         if slot.published is not None and (inc.durable_waiters or not slot.dirty):
             slot.dirty = True
             self.desk.port.tell(SaveNow(slot) if inc.durable_waiters else OfferSave(slot))
-        left_s = remaining(inc.claim.deadline_at_s, inc.claim.remaining_s, self.env.clock.wall_s())
+        left_s = remaining(inc.claim.deadline_at_s, inc.claim.remaining_s, self.env.steady_s())
         if left_s is not None:
             self.desk.arm(inc, "run_timeout", left_s, once=True)  # it runs on through restarts and backoffs
         self.interruption.watch(inc)
@@ -281,7 +281,7 @@ class RunSupervisor(Actor):
     def _claim_afresh(self, inc: Incarnation, result: bytes | None) -> None:
         """A permanent run ended normally: one commit keeps the result, drops the snapshot and claims the next round."""
         held = inc.claim
-        claim = next_claim(held, self.desk.epochs.draw(), self.env.clock.wall_s(), afresh=True)
+        claim = next_claim(self.env, held, self.desk.epochs.draw(), afresh=True)
         inc.claim, inc.origin = claim, Source.INPUT
         self.family.begins_afresh(inc)
         inc.restored_seq += 1  # the Done counted as well; seq never resets within an incarnation
@@ -330,7 +330,7 @@ class RunSupervisor(Actor):
             elif inc not in self._unclaimed:
                 self.launch(inc, inc.origin)
             return
-        claim = next_claim(inc.claim, self.desk.epochs.draw(), self.env.clock.wall_s())
+        claim = next_claim(self.env, inc.claim, self.desk.epochs.draw())
         self._claim_restart(inc, before, claim, inc.claim.token if before.claim is None else before.claim.expected)
 
     def _claim_restart(self, inc: Incarnation, before: SaveSlot, claim: RunClaim, expected: Token | None) -> None:

@@ -95,7 +95,7 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
 
     `epoch` is the fencing token's; `attempt` counts executions from 1; `strikes` counts boots that found
     the run dead in the process's death without durable progress since. `begun` counts its beginnings from its input
-    after the first: rounds of a permanent run, and those by hand. `deadline_at_s` (wall) and `remaining_s` (as of
+    after the first: rounds of a permanent run, and those by hand. `deadline_at_s` and `remaining_s` (as of
     `claimed_at_s`) bound the whole incarnation; both None when there is no run time-out.
     """
 

@@ -155,6 +155,8 @@ class _Obedient(Run[Told, At, int]):
                 return Done(after.at)
             case "wait":
                 return Wait(after, timeout_s=float(argument) if argument else None)
+            case "until":
+                return Wait(after, until=time.time() + float(argument))
             case "corrupt":
                 return object()
             case _:

@@ -160,6 +160,69 @@ def test_a_time_that_is_no_number_is_refused_and_for_ever_is_not(timers: TimerTh
     assert done.wait(5)
 
 
+class Set(SystemClock):
+    """A wall clock that somebody sets. For a process a suspend is the same: the wall clock is ahead at once."""
+
+    ahead_s = 0.0
+
+    def wall_s(self) -> float:
+        return super().wall_s() + self.ahead_s
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executus.actors.clock.WALL_LOOK_S", 0.02)
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_timer_for_a_wall_time_is_called_soon_after_the_clock_was_set_to_it():
+    clock = Set()
+    timers = TimerThread(clock=clock)
+    done, elapsed = threading.Event(), threading.Event()
+    timers.call_at_wall(clock.wall_s() + 3600, done.set)
+    timers.call_at(clock.now_s() + 3600, elapsed.set)
+    assert not done.wait(0.1)
+    clock.ahead_s = 3600
+    assert done.wait(5)
+    assert not elapsed.is_set()
+    assert timers.pending() == 1
+    timers.close()
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_timer_for_a_wall_time_is_not_called_before_it_where_the_clock_was_set_back():
+    clock = Set()
+    timers = TimerThread(clock=clock)
+    done = threading.Event()
+    timers.call_at_wall(clock.wall_s() + 0.1, done.set)
+    clock.ahead_s = -3600
+    assert not done.wait(0.3)
+    clock.ahead_s = 0
+    assert done.wait(5)
+    timers.close()
+
+
+def test_timers_of_both_clocks_wait_for_each_other_no_longer_than_they_must(timers: TimerThread):
+    called: list[str] = []
+    done = threading.Event()
+    timers.call_at_wall(time.time() + 3600, lambda: called.append("in an hour"))
+    timers.call_at(time.monotonic() + 3600, lambda: called.append("in an hour"))
+    timers.call_at_wall(time.time() + 0.02, lambda: called.append("wall"))
+    timers.call_at(time.monotonic() + 0.04, lambda: called.append("monotonic"))
+    timers.call_at_wall(time.time() + 0.06, done.set)
+    assert done.wait(1.5)
+    assert called == ["wall", "monotonic"]
+    assert timers.pending() == 2
+
+
+def test_a_cancelled_timer_for_a_wall_time_is_not_called(timers: TimerThread):
+    timers.call_at_wall(time.time() - 1 + 1.05, lambda: pytest.fail("cancelled")).cancel()
+    done = threading.Event()
+    timers.call_at_wall(time.time() + 0.1, done.set)
+    assert done.wait(5)
+    assert (timers.errors, timers.pending()) == (0, 0)
+
+
 def test_after_close_nothing_is_called():
     timers = TimerThread()
     called: list[int] = []

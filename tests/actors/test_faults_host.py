@@ -64,9 +64,16 @@ class Jumping(SystemClock):
 
     def __init__(self) -> None:
         self.jump_s = 0.0
+        self.looks = 0
 
     def wall_s(self) -> float:
+        self.looks += 1
         return super().wall_s() + self.jump_s
+
+    def let_look(self) -> None:
+        """Return when the timers' thread has looked at it a few more times."""
+        enough = self.looks + 10
+        wait_until(lambda: self.looks >= enough)
 
 
 @pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0], ids=["back", "forward"])
@@ -121,6 +128,71 @@ def test_a_wall_clock_that_jumped_forward_does_not_expire_the_wait_of_a_run_that
         wait_until(lambda: handle.status().seq == 3)
         assert world.count("r", "receive WaitExpired") == 0
         handle.kill(timeout_s=10)
+
+
+def test_wall_clock_jumps_let_a_moment_come_when_the_clock_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executus.actors.clock.WALL_LOOK_S", 0.02)
+    clock, world = Jumping(), World()
+    runtime = Runtime(None, runs=[Factory(FailableRun, world)], logger=False)
+    runtime._core._clock = clock
+    with runtime:
+        tomorrow = runtime.start(FailableRun, Told(("until:86400",)), run_id="tomorrow")
+        soon = runtime.start(FailableRun, Told(("until:0.5",)), run_id="soon")
+        wait_until(lambda: tomorrow.status().waiting and soon.status().waiting)
+        due_s = clock.wall_s() + 0.5
+        clock.jump_s = -3600.0
+        wait_until(lambda: clock.wall_s() + 3600 > due_s)
+        clock.let_look()
+        assert world.count("soon", "receive WaitExpired") == 0
+        clock.jump_s = 3600.0
+        wait_until(lambda: world.count("soon", "receive WaitExpired") == 1)
+        assert world.count("tomorrow", "receive WaitExpired") == 0
+        clock.jump_s = 86_400.0
+        wait_until(lambda: world.count("tomorrow", "receive WaitExpired") == 1)
+
+
+def test_suspend_moves_no_timeout_and_lets_a_moment_come_that_has_passed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A suspended machine's monotonic clock stands still, and its wall clock goes on: to a process it has jumped ahead."""
+    monkeypatch.setattr("executus.actors.clock.WALL_LOOK_S", 0.02)
+    clock, world = Jumping(), World()
+    runtime = Runtime(
+        None,
+        runs=[Factory(FailableRun, world)],
+        restart_policy=RestartPolicy(backoff=SOON),
+        stop_policy=StopPolicy(run_timeout_s=7200),
+        logger=False,
+    )
+    runtime._core._clock = clock
+    with runtime:
+        timeout = runtime.start(FailableRun, Told(("wait:3600", "wait")), run_id="timeout")
+        moment = runtime.start(FailableRun, Told(("until:3600", "wait")), run_id="moment")
+        wait_until(lambda: timeout.status().waiting and moment.status().waiting)
+        clock.jump_s = 86_400.0
+        wait_until(lambda: world.count("moment", "receive WaitExpired") == 1)
+        timeout.tell(Do("raise:ValueError"))  # what is left of its time is the same for its next attempt
+        wait_until(lambda: timeout.status().attempt == 2 and timeout.status().waiting)
+        timeout.stop(10)
+        again = runtime.resume("timeout")  # and read from the store
+        wait_until(lambda: again.status().attempt == 3 and again.status().waiting)
+        runtime.start(FailableRun, Told(("until:864000",)), run_id="later")
+        clock.let_look()
+        assert world.count("timeout", "receive WaitExpired") == 0
+        assert again.status().status is RunStatus.RUNNING
+
+
+def test_a_moment_that_passed_while_no_process_was_there_comes_at_the_next_boot(store_path: Path) -> None:
+    clock, world = Jumping(), World()
+    for boot in range(2):
+        runtime = Runtime(store_path, runs=[Factory(FailableRun, world)], logger=False)
+        runtime._core._clock = clock
+        with runtime:
+            if boot == 0:
+                handle = runtime.start(FailableRun, Told(("until:3600", "wait")), run_id="r")
+                wait_until(lambda h=handle: h.status().waiting)
+                clock.jump_s = 3601.0
+            wait_until(lambda boot=boot: world.count("r", "receive WaitExpired") == boot)
 
 
 # --- forks -------------------------------------------------------------------------------------------------------------

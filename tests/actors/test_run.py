@@ -65,7 +65,14 @@ def test_a_wait_until_a_moment_is_the_same_for_a_datetime_and_its_seconds() -> N
 
 
 def test_a_moment_in_the_past_is_due_at_once() -> None:
-    assert waiting_for(Wait(1, until=5.0), 10.0) == Waiting(5.0, 0.0)
+    assert waiting_for(Wait(1, until=5.0), 10.0) == Waiting(5.0)
+    assert Waiting(5.0).moment_s == 5.0
+
+
+def test_a_moment_is_a_deadline_of_the_wall_clock_and_a_time_out_is_none() -> None:
+    assert waiting_for(Wait(1, timeout_s=5.0), 10.0).moment_s is None
+    moment = waiting_for(Wait(1, until=20.0), 10.0)
+    assert remaining(moment.deadline_at_s, moment.remaining_s, 10.0) is None
 
 
 @pytest.mark.parametrize("following", [STEPPING, Waiting(), Waiting(5.0, 1.0), Beginning()], ids=repr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from executus.actors.clock import WALL_LOOK_S
 from tests.simulation.scheduler import Home, Scheduler, Timer
 
 
@@ -28,12 +29,45 @@ class SimClock:
 class SimTimers:
     """`Timers`: what is due runs at the home of timers, one after the other."""
 
-    def __init__(self, scheduler: Scheduler, home: Home) -> None:
+    def __init__(self, scheduler: Scheduler, home: Home, clock: SimClock) -> None:
         self._scheduler = scheduler
         self._home = home
+        self._clock = clock
 
     def call_at(self, when_s: float, fn: Callable[[], None]) -> Timer:
         """See `Timers`."""
         timer = self._scheduler.call_at(when_s, self._home, fn)
         self._scheduler.switch_point()
         return timer
+
+    def call_at_wall(self, wall_s: float, fn: Callable[[], None]) -> WallTimer:
+        """See `Timers`."""
+        timer = WallTimer(wall_s, fn)
+        self._look(timer)
+        self._scheduler.switch_point()
+        return timer
+
+    def _look(self, timer: WallTimer) -> None:
+        now_s = self._scheduler.now_s
+        left_s = timer.wall_s - now_s - self._clock.wall_offset_s
+        if left_s <= 0:
+            timer.next = self._scheduler.call_at(now_s, self._home, timer.fn)
+        else:
+            timer.next = self._scheduler.call_at(
+                now_s + min(left_s, WALL_LOOK_S), self._home, lambda: self._look(timer)
+            )
+
+
+class WallTimer:
+    """One pending call by the wall clock, which is looked at again and again."""
+
+    __slots__ = ("fn", "next", "wall_s")
+
+    def __init__(self, wall_s: float, fn: Callable[[], None]) -> None:
+        self.wall_s = wall_s
+        self.fn = fn
+        self.next: Timer | None = None
+
+    def cancel(self) -> None:
+        if self.next is not None:
+            self.next.cancel()

@@ -26,8 +26,8 @@ def no_claim(patch: pytest.MonkeyPatch) -> None:
     """A restart and a boot go on under the epoch that is there."""
     original = supervisor.next_claim
 
-    def same_epoch(claim: RunClaim, _epoch: int, wall_s: float, **more: Any) -> RunClaim:
-        return original(claim, claim.epoch, wall_s, **more)
+    def same_epoch(env: Any, claim: RunClaim, _epoch: int, **more: Any) -> RunClaim:
+        return original(env, claim, claim.epoch, **more)
 
     patch.setattr(supervisor, "next_claim", same_epoch)
     patch.setattr(admission, "next_claim", same_epoch)
@@ -122,9 +122,9 @@ def children_of_an_earlier_beginning_are_the_next_ones(patch: pytest.MonkeyPatch
     """A new beginning, by hand or in the next round, is not told apart from the one before."""
     original = supervisor.next_claim
 
-    def same_round(claim: RunClaim, *arguments: Any, afresh: bool = False, **more: Any) -> RunClaim:
+    def same_round(env: Any, claim: RunClaim, epoch: int, *, afresh: bool = False, **more: Any) -> RunClaim:
         del afresh
-        return original(claim, *arguments, **more)
+        return original(env, claim, epoch, **more)
 
     patch.setattr(supervisor, "next_claim", same_round)
     patch.setattr(admission, "next_claim", same_round)

@@ -138,9 +138,7 @@ class _Player(Run[Any, Any, Any]):
         blot = 1 << 70 if Stage.world.deeds.take(context.run_id, f"blot{state.at}") else 0
         after = msgspec.structs.replace(state, at=state.at + 1, acc=one_step(state.acc, state.at, job.salt), blot=blot)
         deed = Stage.world.deeds.take(context.run_id, f"wait{state.at}")
-        if deed is not None:
-            return Wait(after, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(after)
-        return after
+        return after if deed is None else _waiting(after, deed)
 
     def _spawn(self, job: Job) -> None:
         for key in job.children:
@@ -203,6 +201,16 @@ class _Player(Run[Any, Any, Any]):
                 raise AssertionError(deed)
 
 
+def _waiting(state: Any, deed: Deed) -> Wait[Any]:
+    match deed.kind:
+        case "wait":
+            return Wait(state, timeout_s=deed.seconds)
+        case "until":
+            return Wait(state, until=Stage.world.clock.wall_s() + deed.seconds)
+        case _:
+            return Wait(state)
+
+
 async def _stubborn(seconds: float) -> None:
     """Sleeps on when it is cancelled, once."""
     try:
@@ -262,9 +270,7 @@ class MutableRun(_Player, Run[Job, Ledgered, Sum]):
         state.at += 1
         self._do(at)
         deed = self._deed(f"wait{at}")
-        if deed is not None:
-            return Wait(state, timeout_s=deed.seconds) if deed.kind == "wait" else Wait(state)
-        return state
+        return state if deed is None else _waiting(state, deed)
 
     def receive(self, state: Ledgered, message: Add | GoOn | ChildEnded | WaitExpired) -> Any:
         self._called("receive", state, message)

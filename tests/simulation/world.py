@@ -131,7 +131,7 @@ class Process:
 
         self.env = Environment(
             clock=world.clock,
-            timers=SimTimers(scheduler, homes["timers"]),
+            timers=SimTimers(scheduler, homes["timers"], world.clock),
             rng=rng,
             workers=dispatcher("workers"),
             tree_home=dispatcher("tree"),
@@ -503,9 +503,11 @@ class World:
             if rng.random() > share:
                 continue
             place: int | str = rng.choice((*range(goal), *range(goal), "begin", "receive", "stopping"))
-            kind = rng.choice(("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "waitmsg", "blot"))
-            if kind in {"wait", "waitmsg", "blot"}:
-                place = f"{kind[:4]}{rng.randrange(goal)}"
+            kind = rng.choice(
+                ("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "until", "waitmsg", "blot")
+            )
+            if kind in {"wait", "until", "waitmsg", "blot"}:
+                place = f"{'blot' if kind == 'blot' else 'wait'}{rng.randrange(goal)}"
             elif rng.random() < 0.03:
                 kind = "poison"
             seconds = {
@@ -513,6 +515,7 @@ class World:
                 "hang": rng.choice((0.7, 3.0, 300.0)),
                 "work": rng.random() * 0.5,
                 "wait": rng.random() * 2,
+                "until": rng.random() * 2 - 0.1,
             }
             of[run_id, place] = Deed(
                 kind,
