@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from executus.actors import admission, save_slot, store_actor, supervisor
+from executus.actors import admission, journal_keeper, save_slot, store_actor, supervisor
 from executus.actors.family import Family
 from executus.actors.incarnation import Incarnation
 from executus.actors.interruption import Interruption
+from executus.actors.journal_keeper import JournalKeeper
 from executus.actors.outcomes import KillRequested
 from executus.actors.runtime_tree import RuntimeTree
 from executus.actors.save_slot import SaveSlot
@@ -42,6 +43,28 @@ def older_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
         return judge_writer(token, current)
 
     patch.setattr(batch, "judge_writer", judge)
+
+
+def journals_taken_for_stored_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """What was laid out of a journal counts as stored, whatever becomes of the commit."""
+    original = JournalKeeper.lay_out
+
+    def lay_out(self: JournalKeeper, journals: Any, *, seq: int, epoch: int) -> Any:
+        laid_out = original(self, journals, seq=seq, epoch=epoch)
+        self.confirm(seq)
+        return laid_out
+
+    patch.setattr(JournalKeeper, "lay_out", lay_out)
+
+
+def branches_of_journals_are_not_told_apart(patch: pytest.MonkeyPatch) -> None:
+    """A journal that was not seen before counts as the stored one gone on with."""
+    patch.setattr(journal_keeper, "_common", lambda one, other, most: min(len(one), len(other), most))
+
+
+def chunks_of_old_bases_stay(patch: pytest.MonkeyPatch) -> None:
+    """Nobody drops the base that no generation needs any more."""
+    patch.setattr(batch, "drop_unneeded", lambda *_: None)
 
 
 def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
@@ -176,5 +199,9 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         two_endings,
         a_store_that_comes_back_is_not_announced,
         a_crashed_store_is_not_restarted,
+        a_child_whose_end_is_needed_is_deleted,
+        journals_taken_for_stored_before_the_commit,
+        branches_of_journals_are_not_told_apart,
+        chunks_of_old_bases_stay,
     )
 }

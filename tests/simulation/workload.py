@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from executus.actors import Journal
 from executus.actors.definition import Registry
 from executus.actors.outcomes import Completed
 from executus.actors.policies import Policies
@@ -41,6 +42,12 @@ class Tally(msgspec.Struct, frozen=True):
     """Too large a number for any store, for one step."""
 
 
+class Logged(Tally, frozen=True):
+    """The same, with every number that it came by, from time to time in short."""
+
+    log: Journal[int] = Journal()
+
+
 class Ledgered(msgspec.Struct):
     """The same, changed in place."""
 
@@ -50,6 +57,7 @@ class Ledgered(msgspec.Struct):
     heard: list[str] = []
     ended: list[tuple[str, int]] = []
     blot: int = 0
+    log: Journal[int] = Journal()
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -81,6 +89,28 @@ def fold(job: Job) -> int:
 
 def one_step(acc: int, at: int, salt: int) -> int:
     return (acc * 31 + at + salt) % MODULUS
+
+
+def plain_log(job: Job, at: int) -> list[int]:
+    """What a run's journal must hold after so many steps, computed plainly."""
+    log: list[int] = []
+    acc = 0
+    for n in range(at):
+        acc = one_step(acc, n, job.salt)
+        log.append(acc)
+        if in_short(n):
+            log = [-sum(log), *log[-1:]]
+    return log
+
+
+def logged(state: Logged | Ledgered) -> Journal[int]:
+    """The journal after the step that is to come."""
+    log = state.log.append(one_step(state.acc, state.at, state.job.salt))
+    return log.replaced([-sum(log), *log.last(1)]) if in_short(state.at) else log
+
+
+def in_short(at: int) -> bool:
+    return at % 4 == 3
 
 
 def child_job(salt: int, key: str) -> Job:
@@ -262,10 +292,12 @@ class MutableRun(_Player, Run[Job, Ledgered, Sum]):
             if len(state.ended) < len(state.job.children):
                 return Wait(state)
             return Done(Sum(state.acc, tuple(state.heard), tuple(state.ended)))
+        _check_log(self.context.run_id, state)
         at = state.at
         if at == 1:
             self._spawn(state.job)
         state.blot = 1 << 70 if Stage.world.deeds.take(self.context.run_id, f"blot{at}") else 0
+        state.log = logged(state)
         state.acc = one_step(state.acc, state.at, state.job.salt)
         state.at += 1
         self._do(at)
@@ -322,18 +354,39 @@ class AsyncRun(_Player, Run[Job, Tally, Sum]):
         await self._await("stopping")
 
 
-class MixedRun(_Player, Run[Job, Tally, Sum]):
-    """Steps on the loop, all else on workers."""
+class MixedRun(_Player, Run[Job, Logged, Sum]):
+    """Steps on the loop, all else on workers; with a journal in its state."""
 
     run_type = "MixedRun"
 
     begin = SyncRun.begin
-    step = AsyncRun.step
     receive = SyncRun.receive
     stopping = SyncRun.stopping
 
-    def query(self, state: Tally, question: str) -> int:
+    def _begin(self, job: Job) -> Logged:
+        return Logged(job)
+
+    async def step(self, state: Logged) -> Any:
+        self._called("step", state)
+        _check_log(self.context.run_id, state)
+        log = logged(state)  # before whatever happens to the step: what it appended is a branch that nobody follows
+        await self._await(state.at)
+        following: Any = self._step(state)
+        if isinstance(following, Done) or state.at >= state.job.goal:
+            return following
+        if isinstance(following, Wait):
+            return msgspec.structs.replace(following, state=msgspec.structs.replace(following.state, log=log))
+        return msgspec.structs.replace(following, log=log)
+
+    def query(self, state: Logged, question: str) -> int:
+        _check_log("a query", state)
+        state.log.append(-7)
         return state.at
+
+
+def _check_log(who: str, state: Logged | Ledgered) -> None:
+    right = plain_log(state.job, state.at)
+    Stage.world.ledger.check(list(state.log) == right, f"{who}: the journal is {list(state.log)}, plainly {right}")
 
 
 class Kinds:

@@ -7,9 +7,11 @@ import random
 import traceback
 from collections.abc import Callable
 from typing import Any, Final, cast
+from unittest import mock
 
 import structlog
 
+from executus.actors import journal_keeper
 from executus.actors.core import Core
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
@@ -19,7 +21,9 @@ from executus.actors.incarnation import Ending, Incarnation, Stage
 from executus.actors.outcomes import CancelRequested, Completed, KillRequested, StopRequested
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.stored_runs import stored_outcome
-from executus.stores import ENDED, RESUMABLE, ExecutusError, MemoryStore, RunStatus
+from executus.stores import ENDED, RESUMABLE, Base, ExecutusError, MemoryStore, RunStatus, codec
+from executus.stores.journal_rows import bases_of
+from executus.stores.rows import SLOTS, Table, chunk_base, range_below, run_key, snapshot_key
 from tests.simulation.clock import SimClock, SimTimers
 from tests.simulation.invariants import Ledger, Violation
 from tests.simulation.loop import SimLoop
@@ -338,13 +342,8 @@ class World:
         """Play it. Raises Violation with the seed and its log."""
         Theatre.world = self
         try:
-            self._boot()
-            self._plan()
-            begin_s = self.scheduler.now_s
-            self.scheduler.run(begin_s + CHAOS_S)
-            self._calm()
-            self.scheduler.run(self.scheduler.now_s + PATIENCE_S)
-            self._reckon()
+            with mock.patch.object(journal_keeper, "GATHER_ROWS", 3):  # few saves, and some gather
+                self._play()
         except Violation:
             raise
         except Exception as error:
@@ -358,6 +357,15 @@ class World:
                     self.scheduler.run(self.scheduler.now_s)
         if self.ledger.violations:
             raise Violation(self.report())
+
+    def _play(self) -> None:
+        self._boot()
+        self._plan()
+        begin_s = self.scheduler.now_s
+        self.scheduler.run(begin_s + CHAOS_S)
+        self._calm()
+        self.scheduler.run(self.scheduler.now_s + PATIENCE_S)
+        self._reckon()
 
     def report(self) -> str:
         """The log, to be read."""
@@ -737,6 +745,8 @@ class World:
             status in ENDED and (status is not RunStatus.FAILED or self._spent(run_id, status)),
             f"{run_id} is recoverable and did not finish: {status.value}",
         )
+        left_over = chunks_that_no_generation_needs(self.disk, run_id)
+        ledger.check(not left_over, f"{run_id}: chunks that no generation needs are left: {left_over}")
         stored = self.disk.load(run_id)
         assert stored is not None
         assert stored.record is not None
@@ -771,6 +781,34 @@ class World:
         for key, value in result.ended:
             right = fold(child_job(job.salt, key))
             ledger.check(value in {right, LOST}, f"{run_id}: child {key} came to {value}, a plain fold to {right}")
+
+
+def chunks_that_no_generation_needs(disk: MemoryStore, run_id: str) -> list[bytes]:
+    """Keys of journals' rows."""
+    key = run_key(run_id)
+    needed: frozenset[Base] = frozenset()
+    for slot in SLOTS:
+        data = disk._tables.get(Table.SNAPSHOTS, snapshot_key(key, slot))
+        if data is not None:
+            needed |= bases_of(codec.decode_snapshot(data, snapshot_key(key, slot)))
+    rows = disk._tables.page(Table.JOURNALS, *range_below(key), 1 << 62)
+    return [row for row, _ in rows if chunk_base(row) not in needed]
+
+
+def _retention(rng: random.Random) -> RetentionPolicy:
+    """Half the worlds delete whatever they may, soon and often."""
+    if rng.random() < 0.5:
+        return RetentionPolicy()
+    keeps = [Keep(rng.choice((0.0, 0.0, 0.3, 2.0)), rng.choice((None, 0, 1))) for _ in range(5)]
+    return RetentionPolicy(
+        completed=keeps[0],
+        failed=rng.choice((FOREVER, keeps[1])),
+        killed=keeps[2],
+        cancelled=keeps[3],
+        timed_out=keeps[4],
+        every_s=rng.choice((0.05, 0.3)),
+        max_per_sweep=rng.choice((1, 2, 500)),
+    )
 
 
 class _Only:
