@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from executus.actors.boot import Resume, SetAsideAs, plan
+from executus.actors.deliveries import Deliveries, append_of
 from executus.actors.desk import RETRY_S, Desk, Lifecycle, Verdicts, taken
 from executus.actors.errors import (
     NotRegistered,
@@ -72,8 +73,9 @@ Enough to be cheap, few enough for the first to run while the last are claimed.
 class Admission:
     """Brings runs into the table. On the supervisor's thread."""
 
-    def __init__(self, desk: Desk, lifecycle: Lifecycle, family: Family) -> None:
+    def __init__(self, desk: Desk, lifecycle: Lifecycle, family: Family, deliveries: Deliveries) -> None:
         self._desk = desk
+        self._deliveries = deliveries
         self._env = desk.env
         self._life = lifecycle
         self._family = family
@@ -102,12 +104,23 @@ class Admission:
             self._claim_starts(claims)
 
     def _claim_starts(self, claims: list[tuple[Incarnation, Claim, StartOrder]]) -> None:
-        asked_s = self._env.clock.now_s()
+        asked_s, wall_s = self._env.clock.now_s(), self._env.clock.wall_s()
+        operations: list[Operation] = []
+        for inc, claim, order in claims:
+            operations.append(claim)
+            if order.first is not None:  # refused, with the claim, as another life's, where the id is taken
+                operations.append(append_of(inc.run_id, inc.incarnation, inc.inbox_limit, order.first, wall_s))
 
         def then(verdicts: Verdicts) -> None:
-            for (inc, _, order), verdict in zip(claims, verdicts, strict=True):
+            answers = iter(verdicts)
+            for inc, _, order in claims:
+                verdict = next(answers)
+                appended = None if order.first is None else next(answers)
                 match verdict:
                     case Accepted():
+                        if order.first is not None and isinstance(appended, Accepted):
+                            inc.first_id = order.first.message_id
+                            self._deliveries.accepted(inc.run_id, inc.incarnation, appended.number, order.first)
                         self._started(inc)
                     case Refused(_, current):
                         self._start_on_stored(order, inc, current)
@@ -124,7 +137,7 @@ class Admission:
                     self._take_back_start(claim)
             return True
 
-        self._desk.commit([claim for _, claim, _ in claims], then, failed=failed)
+        self._desk.commit(operations, then, failed=failed)
 
     def _take_back_start(self, claim: Claim) -> None:
         """A start that was given up may have been applied, now or later: or else the next boot would run it."""
@@ -268,7 +281,7 @@ class Admission:
             return
         try:
             stored, record, definition = check_resumable(self._env, run_id, from_input=message.from_input)
-            seq = self._seq_of(run_id) if message.from_input else 0
+            seq, consumed = self._reached(run_id) if message.from_input else (0, 0)
         except ExecutusError as error:
             reply.try_fail(error)
             return
@@ -301,16 +314,25 @@ class Admission:
         asked_s = self._env.clock.now_s()
         operations: tuple[Operation, ...] = (Claim(claim=claim, expected=stored.claim.token),)
         if message.from_input:
-            operations = begin_afresh(claim, stored.claim.token, seq=seq, schema_version=definition.schema_version)
+            operations = begin_afresh(
+                claim,
+                stored.claim.token,
+                seq=seq,
+                schema_version=definition.schema_version,
+                consumed_through=consumed,
+            )
         self._desk.commit(operations, then, failed=failed)
 
-    def _seq_of(self, run_id: str) -> int:
-        """How far a run at rest had got; 0 where no generation of its state can be read. Raises StoreError."""
+    def _reached(self, run_id: str) -> tuple[int, int]:
+        """The seq that a run at rest had got to, and the last durable message that it had consumed.
+
+        Both 0 where no generation of its state can be read. Raises StoreError.
+        """
         try:
             loaded = self._env.store.load_snapshot(run_id)
         except RecordCorrupt:
-            return 0
-        return 0 if loaded is None else loaded.snapshot.seq
+            return 0, 0
+        return (0, 0) if loaded is None else (loaded.snapshot.seq, loaded.snapshot.consumed)
 
     def _resumed(self, inc: Incarnation) -> None:
         """The claim is committed: now load and go on."""
@@ -320,9 +342,10 @@ class Admission:
             reply.try_set(inc)
 
     def load(self, inc: Incarnation) -> None:
-        """Launch a run from the store, with what is owed to it of its children's ends."""
+        """Launch a run from the store, with what is owed to it of its children's ends and of durable messages."""
         try:
             self._family.find(inc)
+            self._deliveries.load(inc)
         except (NotRegistered, ResultUnreadable) as error:
             facts = ExitEvidence(phase=Phase.STARTING, incompatible=f"of a child: {error}", causes=tuple(inc.causes))
             self._life.exited(inc, facts, None)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from executus.actors.clock import Clock, SystemClock
-from executus.actors.definition import Registry, RunDefinition, checked_labels
+from executus.actors.definition import Registry, RunDefinition, checked_labels, checked_message_id, expiry
 from executus.actors.environment import Environment
-from executus.actors.errors import RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
+from executus.actors.errors import NotDurable, RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
 from executus.actors.events import EventBus, RuntimeClosed, default_logger, log_events
 from executus.actors.future import Promise
 from executus.actors.homes import Homes
@@ -24,7 +24,9 @@ from executus.actors.interruption import DrainReport
 from executus.actors.messages import (
     DrainRuns,
     IfExists,
+    Outgoing,
     ResumeRun,
+    SendMessage,
     StartOrder,
     StartRuns,
 )
@@ -285,10 +287,48 @@ class Core:
     # --- orders -------------------------------------------------------------------------------------------------------
 
     def start(self, orders: Sequence[StartOrder]) -> list[Promise[Incarnation]]:
-        """Start runs in one commit."""
+        """Start runs in one commit, with their first messages; those that exist already are sent theirs."""
         replies: list[Promise[Incarnation]] = [Promise() for _ in orders]
         self.tell_supervisor(StartRuns(tuple(orders), tuple(replies)), *replies)
-        return replies
+        return [
+            reply if order.first is None else self._with_first(order.first, reply)
+            for order, reply in zip(orders, replies, strict=True)
+        ]
+
+    def _with_first(self, first: Outgoing, started: Promise[Incarnation]) -> Promise[Incarnation]:
+        """Resolved when the first message is durable as well: it went in with the start record, or is sent now."""
+        both: Promise[Incarnation] = Promise()
+
+        def send(done: Promise[Incarnation]) -> None:
+            error = done.error()
+            if error is not None:
+                both.try_fail(error)
+                return
+            inc = done.result(0)
+            if inc.first_id == first.message_id:
+                both.try_set(inc)
+                return
+            if not inc.durable:
+                both.try_fail(NotDurable(inc.run_id))
+                return
+            sent: Promise[int] = Promise()
+            sent.add_done_callback(lambda sent: _resolve(both, inc, sent.error()))
+            self.tell_supervisor(SendMessage(inc.run_id, inc.incarnation, inc.inbox_limit, first, sent), sent)
+
+        started.add_done_callback(send)
+        return both
+
+    def outgoing(
+        self, definition: RunDefinition, message: object, message_id: str | None, expires_s: float | None = None
+    ) -> Outgoing:
+        """A durable message, checked at the door. Raises InvalidMessage, ValueError."""
+        body, decoded = definition.encode_message(message)
+        return Outgoing(
+            checked_message_id(message_id, lambda: f"{self.env.rng.getrandbits(128):032x}"),
+            body,
+            decoded,
+            expiry(expires_s, self.env.clock.wall_s()),
+        )
 
     def order(
         self,
@@ -301,10 +341,13 @@ class Core:
         restart_policy: RestartPolicy | None,
         save_policy: SavePolicy | None,
         stop_policy: StopPolicy | None,
+        first: object = None,
+        first_id: str | None = None,
     ) -> StartOrder:
-        """Check everything at the door.
+        """Check everything at the door. `first` None is no message.
 
-        Raises NotRegistered, InvalidRunId, InvalidInput, ValueError; nothing is started then.
+        Raises NotRegistered, InvalidRunId, InvalidInput, InvalidMessage, NotDurable, ValueError; nothing is started
+        then.
         """
         definition = self.registry.of(run_class)
         if if_exists not in {"raise", "return", "replace", "retry_failed"}:
@@ -316,14 +359,20 @@ class Core:
             stop_policy or definition.policies.stop,
         )
         overridden = policies != definition.policies
+        checked_id = self._new_id(definition) if run_id is None else check_run_id(run_id)
+        if first is None and first_id is not None:
+            raise ValueError("first_id without first: there is no message that it could be of. Nothing was started.")
+        if first is not None and policies.save.durability == "none":
+            raise NotDurable(checked_id)
         return StartOrder(
-            run_id=self._new_id(definition) if run_id is None else check_run_id(run_id),
+            run_id=checked_id,
             definition=definition,
             input=definition.encode_input(input),
             if_exists=if_exists,
             labels=checked_labels(labels),
             policies=policies,
             options=msgspec.msgpack.encode(policies) if overridden else b"",
+            first=None if first is None else self.outgoing(definition, first, first_id),
         )
 
     def _new_id(self, definition: RunDefinition) -> str:
@@ -416,6 +465,13 @@ class Core:
         if self._state != "open":
             msg = f"this runtime is {self._state}"
             raise RuntimeNotOpen(msg)
+
+
+def _resolve(both: Promise[Incarnation], inc: Incarnation, error: BaseException | None) -> None:
+    if error is None:
+        both.try_set(inc)
+    else:
+        both.try_fail(error)
 
 
 def _store(store: Store) -> CheckpointStore:

@@ -6,6 +6,7 @@ The reading of user types itself is in `user_types`.
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -17,6 +18,7 @@ from executus.actors.errors import (
     InvalidInput,
     InvalidMessage,
     InvalidRunType,
+    MessageUnreadable,
     NotRegistered,
     WrongReturn,
 )
@@ -34,6 +36,7 @@ from executus.actors.user_types import (
 )
 from executus.stores import MAX_LABELS
 
+MAX_MESSAGE_ID_BYTES: Final = 1000
 CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)
@@ -50,6 +53,7 @@ class RunDefinition:
         "_classes",
         "_input_decoder",
         "_message_classes",
+        "_message_decoder",
         "aliases",
         "async_callbacks",
         "default_callbacks",
@@ -101,8 +105,9 @@ class RunDefinition:
             )
         self.immutable = is_immutable(state_info, set())
         self._message_classes: frozenset[type] = frozenset()
+        self._message_decoder: msgspec.msgpack.Decoder[Any] | None = None
         if self.message_type is not None:
-            decoder_of(self.message_type, "message", self.name)
+            self._message_decoder = decoder_of(self.message_type, "message", self.name)
             self._message_classes = exact_classes(types.type_info(self.message_type))
 
     def __repr__(self) -> str:
@@ -172,6 +177,68 @@ class RunDefinition:
                 "was not delivered."
             )
             raise InvalidMessage(msg)
+
+    def encode_message(self, message: object) -> tuple[bytes, Any]:
+        """A durable message as it is stored, and as it is read back from that. Raises InvalidMessage."""
+        self.check_message(message)
+        assert self._message_decoder is not None
+        try:
+            data = _encoder.encode(message)
+            back = self._message_decoder.decode(data)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            msg = f"run type {self.name!r}: the message cannot be stored: {safe_text(error)}. It was not sent."
+            raise InvalidMessage(msg) from error
+        if type(back) is not type(message):
+            msg = (
+                f"run type {self.name!r}: a {type(message).__name__} would come back as {type(back).__name__}. Name "
+                "the types in the annotation of receive's message. It was not sent."
+            )
+            raise InvalidMessage(msg)
+        if len(data) > MAX_VALUE_BYTES:
+            msg = (
+                f"run type {self.name!r}: the message takes {len(data)} bytes, the cap is {MAX_VALUE_BYTES}. "
+                "It was not sent."
+            )
+            raise InvalidMessage(msg)
+        return data, back
+
+    def decode_message(self, data: bytes, message_id: str) -> Any:
+        """A stored message. Raises MessageUnreadable where it does not fit what `receive` declares now."""
+        if self._message_decoder is None:
+            raise MessageUnreadable(
+                f"run type {self.name!r} takes no messages any more, and {message_id!a} waits for it"
+            )
+        try:
+            return self._message_decoder.decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            msg = f"run type {self.name!r}: its message {message_id!a} does not fit receive: {safe_text(error)}"
+            raise MessageUnreadable(msg) from error
+
+
+def checked_message_id(message_id: object, draw: Callable[[], str]) -> str:
+    """An id that the store can keep, or one that is drawn. Raises InvalidMessage."""
+    if message_id is None:
+        return draw()
+    if not isinstance(message_id, str) or not message_id or not _is_utf8(message_id):
+        raise InvalidMessage(
+            f"a message_id is a text of valid UTF-8, not {message_id!a:.80}. The message was not sent."
+        )
+    if len(message_id.encode()) > MAX_MESSAGE_ID_BYTES:
+        raise InvalidMessage(
+            f"the message_id takes more than {MAX_MESSAGE_ID_BYTES} bytes; give a digest of it. Nothing was sent."
+        )
+    return message_id
+
+
+def expiry(expires_s: float | None, wall_s: float) -> float | None:
+    """The wall time at which a message expires. Raises ValueError."""
+    if expires_s is None:
+        return None
+    if not 0 < expires_s < math.inf:  # NaN is refused, too
+        raise ValueError(
+            f"expires_s must be a positive number of seconds, not {expires_s!r}. The message was not sent."
+        )
+    return wall_s + expires_s
 
 
 def checked_labels(labels: Mapping[str, str] | None) -> dict[str, str]:

@@ -84,7 +84,7 @@ class RuntimeNotOpen(ExecutusError):
 
 
 class RuntimeDraining(ExecutusError):
-    """The runtime shuts down and takes no new runs. Nothing was started; start it again after the next boot."""
+    """The runtime shuts down and takes no new runs and no durable messages. Nothing was done; again after the boot."""
 
 
 class ServeRefused(ExecutusError):
@@ -205,10 +205,54 @@ class RunInterrupted(ExecutusError):
 class RunEnded(ExecutusError):
     """A message or question for a run that has ended."""
 
-    def __init__(self, run_id: str, status: RunStatus) -> None:
+    def __init__(self, run_id: str, status: RunStatus, *, replaced: bool = False) -> None:
         self.run_id = run_id
         self.status = status
-        super().__init__(f"run {run_id!r} is {status.value} and takes no messages. The message was not delivered.")
+        what = (
+            f"the run {run_id!r} that this handle is of has ended, another of this id is {status.value}"
+            if replaced
+            else f"run {run_id!r} is {status.value} and takes no messages"
+        )
+        super().__init__(f"{what}. The message was not delivered.")
+
+
+class InboxFull(ExecutusError):
+    """As many durable messages as may wait are waiting for the run. This one was not taken; send it again later."""
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        self.run_id = run_id
+        self.limit = limit
+        super().__init__(
+            f"run {run_id!r} has {limit} durable messages that it has not consumed, its inbox_limit; this one was not "
+            "taken. Send it again later, with the same message_id."
+        )
+
+
+class NotDurable(ExecutusError, TypeError):
+    """A durable message for a run of durability "none": nothing of it is stored. `tell` it instead."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id!r} has durability 'none': nothing of it is ever stored, so that no message to it can be "
+            "durable. It was not sent; tell it."
+        )
+
+
+class SendFailed(ExecutusError):
+    """The store could not say whether it has the message. Send it again with the same `message_id`: once is enough."""
+
+    def __init__(self, run_id: str, message_id: str, why: str) -> None:
+        self.run_id = run_id
+        self.message_id = message_id
+        super().__init__(
+            f"run {run_id!r}: the store could not take message {message_id!a}, or could not say so: {why}. Send it "
+            "again with the same message_id; it is heard once however often it is sent."
+        )
+
+
+class MessageUnreadable(ExecutusError, TypeError):
+    """A stored message does not fit what `receive` declares now. It stays as it is, and its run is parked."""
 
 
 class RunCrashed(ExecutusError):

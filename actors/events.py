@@ -117,9 +117,20 @@ class SaveRefused(RunEvent, frozen=True, kw_only=True, tag=True):
 
 
 class MessagesLost(RunEvent, frozen=True, kw_only=True, tag=True):
-    """The run ended, or rests, with messages in its mailbox. Who asked was told; what was told is lost."""
+    """The run ended, or rests, with messages in its mailbox. Who asked was told; what was told is lost.
+
+    `durable` of them were sent: those go with an ending for good only.
+    """
 
     count: int
+    durable: int = 0
+
+
+class MessageExpired(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A durable message was not heard in time. It is consumed with the next save."""
+
+    message_id: str
+    number: int
 
 
 class SnapshotSaved(RunEvent, frozen=True, kw_only=True, tag=True):
@@ -171,6 +182,7 @@ class RuntimeClosed(Event, frozen=True, kw_only=True, tag=True):
 SEVERITY: Final[dict[type[Event], str]] = {
     RunExited: "warning",
     MessagesLost: "warning",
+    MessageExpired: "warning",
     RunHung: "error",
     RunUnstopped: "error",
     RunFencedOff: "warning",

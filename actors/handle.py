@@ -7,10 +7,10 @@ import contextvars
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from executus.actors.errors import BlockingCallOnLoop, InvalidMessage, QueryFailed
+from executus.actors.errors import BlockingCallOnLoop, InvalidMessage, NotDurable, QueryFailed
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, Letter, RunView, ended_error, result_of
-from executus.actors.messages import EndRun, SaveNow
+from executus.actors.messages import EndRun, SaveNow, SendMessage
 from executus.actors.outcomes import CancelRequested, Cause, ErrorInfo, KillRequested, Outcome, StopRequested
 from executus.stores import ExecutusError
 
@@ -53,6 +53,18 @@ class _Handle(Generic[R]):
         inc = self._current()
         inc.definition.check_message(message)
         inc.put(Letter(message))
+
+    def _send(self, message: object, message_id: str | None, expires_s: float | None) -> tuple[str, Promise[int]]:
+        # Not the present object: what is asked of the incarnation here is the same in all of them, and the store may
+        # have to be read for it.
+        inc, core = self._inc, self._core
+        outgoing = core.outgoing(inc.definition, message, message_id, expires_s)
+        reply: Promise[int] = Promise()
+        if inc.durable:
+            core.tell_supervisor(SendMessage(inc.run_id, inc.incarnation, inc.inbox_limit, outgoing, reply), reply)
+        else:
+            reply.try_fail(NotDurable(inc.run_id))
+        return outgoing.message_id, reply
 
     def monitor(self, callback: Callable[[Ending], object]) -> None:
         """Call `callback(ending)` once, when the run has ended or rests (suspended, stopped); at once if it has.
@@ -207,6 +219,37 @@ class RunHandle(_Handle[R]):
         inc = self._current()
         return _outcome_of(inc, inc.ending.result(timeout_s))
 
+    def send(
+        self,
+        message: object,
+        *,
+        message_id: str | None = None,
+        expires_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Send a durable message. When this returns, it is committed, and the run will hear it, whatever crashes.
+
+        The run hears messages in the order of their commits, each once as far as its state goes: a message is consumed
+        in the commit that stores the state which `receive` returned for it. After a crash before that commit the state
+        from before the message is restored and `receive` is called with it again, so that what `receive` does to the
+        world outside happens at least once; `context.idempotency_key` is the same each time. A run that is suspended,
+        stopped, parked or quarantined, or has no outcome yet for another reason, hears it when it goes on.
+
+        `message_id` makes sending repeatable: an id that this run has taken before is accepted without effect, as long
+        as it is pending and for at least the next 1,000 messages after it was consumed, restarts and the run's end
+        included. Without one, an id is drawn. Returns the id. A message that is not heard within `expires_s` seconds
+        is dropped, which the event MessageExpired tells. One that is still pending when its run ends for good goes with
+        it, which MessagesLost tells.
+
+        Raises InvalidMessage, ValueError, NotDurable (durability "none"), RunEnded (a failed one as well; resume it
+        first), InboxFull, RuntimeDraining, RunNotFound: the message was not taken. SendFailed, RuntimeNotOpen and
+        WaitTimeout do not say whether it was: send it again with the same id.
+        """
+        refuse_on_loop("RunHandle.send()", "await AsyncRunHandle.send()")
+        sent_id, reply = self._send(message, message_id, expires_s)
+        reply.result(timeout_s)
+        return sent_id
+
     def ask(self, message: object, timeout_s: float | None = None) -> Any:
         """Put a message into the mailbox and wait for its Reply.
 
@@ -269,6 +312,19 @@ class AsyncRunHandle(_Handle[R]):
         """See RunHandle.outcome."""
         inc = self._current()
         return _outcome_of(inc, await _within(inc.ending, timeout_s))
+
+    async def send(
+        self,
+        message: object,
+        *,
+        message_id: str | None = None,
+        expires_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """See RunHandle.send. Who is cancelled while waiting for it does not know whether it was taken."""
+        sent_id, reply = self._send(message, message_id, expires_s)
+        await _within(reply, timeout_s)
+        return sent_id
 
     async def ask(self, message: object, timeout_s: float | None = None) -> Any:
         """See RunHandle.ask."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -68,18 +68,40 @@ def pop_first(items: list[T]) -> T | None:
         return None
 
 
+UNREAD: Final = object()
+"""In place of a durable message that comes from the store: the attempt decodes it when it takes it."""
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """What is known of a durable message in a mailbox.
+
+    `after` is the number of the one that must have been consumed before; 0 for the oldest that the store has. `body`
+    is there where the message has not been decoded yet; None where its stored bytes are damaged.
+    """
+
+    number: int
+    after: int
+    message_id: str
+    expires_at_s: float | None = None
+    body: bytes | None = None
+
+
 class Letter:
     """A message in a run's mailbox.
 
-    `answer` is the asker's promise; `own` marks the runtime's own messages, exempt from the limit.
+    `answer` is the asker's promise; `own` marks the runtime's own messages, exempt from the limit; `posted` durable
+    ones, which have a limit of their own.
     """
 
-    __slots__ = ("answer", "message", "own")
+    __slots__ = ("answer", "message", "own", "posted")
 
-    def __init__(self, message: object, answer: Promise[Any] | None = None, *, own: bool = False) -> None:
+    def __init__(
+        self, message: object, answer: Promise[Any] | None = None, *, own: bool = False, posted: Posted | None = None
+    ) -> None:
         self.message = message
         self.answer = answer
         self.own = own
+        self.posted = posted
 
     def fail(self, error: ExecutusError) -> None:
         """Tell the asker, if there is one, that no answer will come."""
@@ -94,7 +116,7 @@ class Letters:
     the left without it, because pop is atomic and it is the only one that takes while it lives.
     """
 
-    __slots__ = ("_closed_with", "_lock", "_queue", "limit", "who")
+    __slots__ = ("_closed_with", "_lock", "_posted_in", "_posted_out", "_queue", "limit", "who")
 
     def __init__(self, who: str, limit: int) -> None:
         self.who = who
@@ -103,6 +125,9 @@ class Letters:
         self._queue: list[Letter] = []
         self._lock = threading.Lock()
         self._closed_with: ExecutusError | None = None
+        # Durable ones in the queue are the difference: of each count one side is the only writer.
+        self._posted_in = 0
+        self._posted_out = 0
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -115,13 +140,16 @@ class Letters:
         with self._lock:
             if self._closed_with is not None:
                 raise self._closed_with
-            if len(self._queue) >= self.limit and not letter.own:
+            if letter.posted is not None:
+                self._posted_in += 1
+            elif len(self._queue) - (self._posted_in - self._posted_out) >= self.limit and not letter.own:
                 raise MailboxFull(f"run {self.who!r}", self.limit)
             self._queue.append(letter)
 
     def put_back(self, letter: Letter) -> None:
         """Put a letter that was in hand back to the front."""
         with self._lock:
+            self._posted_in += letter.posted is not None
             self._queue.insert(0, letter)
 
     def holds_child(self, child_run_id: str) -> bool:
@@ -136,19 +164,19 @@ class Letters:
 
     def take(self) -> Letter | None:
         """The oldest letter, or None."""
-        return pop_first(self._queue)
+        letter = pop_first(self._queue)
+        if letter is not None and letter.posted is not None:
+            self._posted_out += 1
+        return letter
 
-    def close(self, error: ExecutusError) -> int:
-        """Refuse everything from now on with `error`, and tell the askers of what was queued.
-
-        Returns how many letters were lost.
-        """
+    def close(self, error: ExecutusError) -> list[Letter]:
+        """Refuse everything from now on with `error`, and tell the askers of what was queued. Returns the letters."""
         with self._lock:
             self._closed_with = error
             leftovers, self._queue = self._queue, []
         for letter in leftovers:
             letter.fail(error)
-        return sum(not letter.own for letter in leftovers)
+        return leftovers
 
 
 class Stage(enum.Enum):
@@ -220,11 +248,14 @@ class Incarnation:
         "causes",
         "children",
         "claim",
+        "consumed_through",
         "created_at_s",
         "cut",
         "definition",
+        "delivered_through",
         "durable_waiters",
         "ending",
+        "first_id",
         "heartbeat_s",
         "history",
         "idle",
@@ -292,6 +323,15 @@ class Incarnation:
         """Children whose end was put into the mailbox by this process."""
         self.durable_waiters: list[tuple[int, Promise[int]]] = []
         self.restored_seq = 0
+        self.consumed_through = 0
+        """The last durable message that an attempt without a state of its own begins behind."""
+        self.delivered_through: int | None = None
+        """The last durable message that is, or was, in the mailbox; None until they are taken from the store.
+
+        The supervisor's alone.
+        """
+        self.first_id = ""
+        """The id of the message that went in with the start record."""
         self.unstarted: list[Promise[Incarnation]] = []
         self.origin: Any = None
         """Where an attempt gets its state while there is none in memory.
@@ -328,6 +368,11 @@ class Incarnation:
     def durable(self) -> bool:
         """Whether anything of this run goes to disk."""
         return self.policies.save.durability != "none"
+
+    @property
+    def inbox_limit(self) -> int:
+        """How many durable messages may be unconsumed."""
+        return self.definition.run_class.inbox_limit
 
     def put(self, letter: Letter) -> None:
         """Queue a letter and wake the attempt if it is idle. On any thread. Raises as Letters.put."""

@@ -77,6 +77,15 @@ class CommitFailed(msgspec.Struct, frozen=True):
     error: ExecutusError
 
 
+class Outgoing(msgspec.Struct, frozen=True):
+    """A durable message, checked at the door: as it is stored, and as `receive` gets it, decoded from that."""
+
+    message_id: str
+    body: bytes
+    message: Any
+    expires_at_s: float | None = None
+
+
 class StartOrder(msgspec.Struct, frozen=True):
     """What `start` was given, checked at the door."""
 
@@ -89,6 +98,7 @@ class StartOrder(msgspec.Struct, frozen=True):
     options: bytes
     parent: ParentLink | None = None
     root_run_id: str | None = None
+    first: Outgoing | None = None
 
 
 class StartRuns(msgspec.Struct, frozen=True):
@@ -96,6 +106,27 @@ class StartRuns(msgspec.Struct, frozen=True):
 
     orders: tuple[StartOrder, ...]
     replies: tuple[Promise[Incarnation], ...]
+
+
+class SendMessage(msgspec.Struct, frozen=True):
+    """Commit a durable message, then put it into the run's mailbox if it runs here.
+
+    `reply` holds its number when it is durable, or says why it is not taken.
+    """
+
+    run_id: str
+    incarnation: int
+    limit: int
+    outgoing: Outgoing
+    reply: Promise[int]
+
+
+class DeliverStored(msgspec.Struct, frozen=True):
+    """Put what the store has for this run into its mailbox, as far as it is behind that number."""
+
+    run_id: str
+    incarnation: int
+    behind: int
 
 
 class SpawnChildren(msgspec.Struct, frozen=True):

@@ -195,7 +195,9 @@ class Run(Generic[I, S, R]):
     save_policy: ClassVar[SavePolicy] = SavePolicy()
     stop_policy: ClassVar[StopPolicy] = StopPolicy()
     mailbox_limit: ClassVar[int] = 1_000
-    """Messages that may wait; one more raises MailboxFull at the teller."""
+    """Messages that may wait; one more raises MailboxFull at the teller. Durable ones do not count."""
+    inbox_limit: ClassVar[int] = 10_000
+    """Durable messages that may be unconsumed; one more raises InboxFull at the sender."""
 
     @property
     def context(self) -> RunContext:

@@ -13,15 +13,16 @@ from executus.actors.actor import Actor, ExitReport
 from executus.actors.definition import decode_next
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
-from executus.actors.errors import CallbackHung, NoReply, RunCrashed, SaveRejected
-from executus.actors.events import RunRestored, SaveRefused
-from executus.actors.incarnation import Incarnation, Letter, tell_if_alive
+from executus.actors.errors import CallbackHung, MessageUnreadable, NoReply, RunCrashed, SaveRejected
+from executus.actors.events import MessageExpired, RunRestored, SaveRefused
+from executus.actors.incarnation import UNREAD, Incarnation, Letter, Posted, tell_if_alive
 from executus.actors.messages import (
     PROCEED,
     AttemptExited,
     CancelCallback,
     ChildrenSpawned,
     ClaimLost,
+    DeliverStored,
     Interrupted,
     Proceed,
     SaveAcknowledged,
@@ -94,7 +95,9 @@ class RunActor(Actor):
 
     __slots__ = (
         "answer",
+        "asked_behind",
         "consumed",
+        "consumed_through",
         "context",
         "definition",
         "done",
@@ -157,8 +160,14 @@ class RunActor(Actor):
         self.letter: Letter | None = None
         self.answer: tuple[Letter, object] | None = None
         self.consumed: tuple[tuple[int, str], ...] = ()
+        self.consumed_through = incarnation.consumed_through
+        """The last durable message that was taken: each is taken once, and in order."""
+        self.asked_behind = -1
         self.unpublished: tuple[Letter, ...] = ()
-        """Ends of children that went into states which could not be encoded: a restart does not know of them."""
+        """Ends of children and durable messages that went into states which could not be encoded.
+
+        A restart does not know of them.
+        """
         self.gate_seq = 0
         self.returned: tuple[Call, object] | None = None
         self.proceeding = False
@@ -266,6 +275,8 @@ class RunActor(Actor):
             return self._calling(Call.RESTORE if self.source is not Source.INPUT else Call.BEGIN)
         if inc.letters:
             self.letter = inc.letters.take()
+            if self.letter is not None and self.letter.posted is not None:
+                self.letter = self._next_posted(self.letter, self.letter.posted)
             if self.letter is not None:
                 return self._calling(Call.RECEIVE)
         if self.next is STEPPING:
@@ -275,6 +286,63 @@ class RunActor(Actor):
             self.letter = Letter(WaitExpired(), own=True)
             return self._calling(Call.RECEIVE)
         return self._idle()
+
+    def _next_posted(self, letter: Letter | None, posted: Posted | None) -> Letter | None:
+        """The durable letter in hand, or the next one that is to be heard, of whatever kind.
+
+        What the state contains is passed over: it was put back, or the store keeps it for its older generation. So is
+        one ahead of its turn, when an attempt that was given up on has taken one away: the store still has it.
+        """
+        inc = self.inc
+        while letter is not None and posted is not None:
+            if self.leaving:
+                # Given up on. The letter was written, then this was read; `exited` writes this, then reads the letter:
+                # one of the two puts it back, and of two that do the number makes one.
+                self.letter = None
+                inc.letters.put_back(letter)
+                return None
+            if posted.after > self.consumed_through:
+                if self.asked_behind != self.consumed_through:
+                    self.asked_behind = self.consumed_through
+                    self.supervisor_tell(DeliverStored(inc.run_id, inc.incarnation, self.consumed_through))
+            elif posted.number > self.consumed_through:
+                if posted.expires_at_s is None or self.env.clock.wall_s() < posted.expires_at_s:
+                    if letter.message is UNREAD:
+                        letter.message = self._read(posted)
+                    return letter
+                self.consumed_through = posted.number
+                self._tell_expired(posted)
+            letter = self.letter = inc.letters.take()
+            posted = None if letter is None else letter.posted
+        return letter
+
+    def _read(self, posted: Posted) -> Any:
+        """Decode a message that came from the store. Raises MessageUnreadable, RecordCorrupt: then nobody hears it."""
+        if posted.body is None:
+            self.letter = None
+            msg = (
+                f"run {self.inc.run_id!r}: message {posted.number} is damaged in the store. It was left as it is, with "
+                "those behind it. start(if_exists='replace') begins anew without them."
+            )
+            raise RecordCorrupt(msg, run_id=self.inc.run_id, what="message")
+        try:
+            return self.definition.decode_message(posted.body, posted.message_id)
+        except MessageUnreadable:
+            self.letter = None
+            raise
+
+    def _tell_expired(self, posted: Posted) -> None:
+        inc = self.inc
+        self.env.events.emit(
+            MessageExpired(
+                run_id=inc.run_id,
+                run_type=self.definition.name,
+                attempt=inc.claim.attempt,
+                epoch=inc.claim.epoch,
+                message_id=posted.message_id,
+                number=posted.number,
+            )
+        )
 
     def _calling(self, call: Call) -> Call:
         self.inc.phase = call.value
@@ -393,6 +461,9 @@ class RunActor(Actor):
         if isinstance(letter.message, ChildEnded):
             self.consumed = (*self.consumed, (self.seq + 1, letter.message.run_id))
             self.unpublished = (*self.unpublished, letter)
+        elif letter.posted is not None:
+            self.consumed_through = letter.posted.number
+            self.unpublished = (*self.unpublished, letter)
         if letter.answer is not None:
             self.answer = (letter, answer)
         if returned is None:
@@ -460,7 +531,11 @@ class RunActor(Actor):
                 return
         if self.synchronous:
             self.gate_seq = self.slot.waiting_seq = self.seq
-        self.slot.publish(Published(self.seq, state, encoded, following, self.consumed, self.wait_due_s, journals))
+        self.slot.publish(
+            Published(
+                self.seq, state, encoded, following, self.consumed, self.wait_due_s, journals, self.consumed_through
+            )
+        )
         if self.unpublished:
             self.unpublished = ()
         if self.inc.waiting_for_begin:
@@ -496,6 +571,7 @@ class RunActor(Actor):
         self.seq += 1
         self.done = Completed(result)
         self.result = encode_outcome(self.done)
+        self.slot.result_through = self.consumed_through
         self.leave()
 
     # --- beginning ---
@@ -519,6 +595,7 @@ class RunActor(Actor):
             self.source = Source.INPUT
             return
         self.seq, self.next, self.consumed = published.seq, published.next, published.consumed
+        self.consumed_through = published.consumed_through
         self.state = published.state
         if published.encoded:
             self.state = self.definition.states.decode(published.state, published.journals)
@@ -558,6 +635,7 @@ class RunActor(Actor):
         snapshot, following = loaded.snapshot, decode_next(loaded.snapshot.next)
         if isinstance(following, Beginning):
             self.seq = self.inc.restored_seq = self.slot.durable_seq = self.slot.saved_seq = snapshot.seq
+            self.consumed_through = snapshot.consumed
             return None, None
         states, keeper = self.definition.states, self.slot.keeper
         if snapshot.schema_version == self.definition.schema_version:
@@ -570,8 +648,15 @@ class RunActor(Actor):
             self.definition.check_state(state, "upgrade")
         encoded = not self.definition.immutable
         kept, journals = states.encode(state) if encoded else (state, ())
-        following = STEPPING if following == STEPPING else following
-        return Published(snapshot.seq, kept, encoded, following, journals=journals), loaded.fell_back
+        published = Published(
+            snapshot.seq,
+            kept,
+            encoded,
+            STEPPING if following == STEPPING else following,
+            journals=journals,
+            consumed_through=snapshot.consumed,
+        )
+        return published, loaded.fell_back
 
     # --- leaving ---
 
@@ -604,7 +689,7 @@ class RunActor(Actor):
         inc = self.inc
         inc.idle = False
         if self.letter is not None:
-            if isinstance(self.letter.message, ChildEnded):
+            if isinstance(self.letter.message, ChildEnded) or self.letter.posted is not None:
                 inc.letters.put_back(self.letter)
             self.letter.fail(
                 RunCrashed(f"run {inc.run_id!r} ended with the message in hand; ask again if it may be repeated")
@@ -627,8 +712,9 @@ class RunActor(Actor):
                 f"run {inc.run_id!r}: a callback went on without a heartbeat for more than {idle_s:g} s"
             )
         info = None if error is None else ErrorInfo.of(error)
-        unreadable = str(error) if isinstance(error, RecordCorrupt) and not self.has_state else None
-        incompatible = None
+        damaged = isinstance(error, RecordCorrupt) and (not self.has_state or error.what == "message")
+        unreadable = str(error) if damaged else None
+        incompatible = str(error) if isinstance(error, MessageUnreadable) else None
         # The end of the grace cancels an upgrade, too.
         interrupted = bool(inc.causes) and not isinstance(error, Exception)
         if phase is Phase.RESTORING and error is not None and not isinstance(error, StoreError) and not interrupted:

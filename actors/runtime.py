@@ -98,12 +98,21 @@ class Runtime(_Face):
         restart_policy: RestartPolicy | None = None,
         save_policy: SavePolicy | None = None,
         stop_policy: StopPolicy | None = None,
+        first: object = None,
+        first_id: str | None = None,
     ) -> RunHandle[R]:
         """Start a run; returns when its start record is committed, so that a run that was started survives.
 
         `begin` runs after that. `if_exists`: "raise" RunExists; "return" the existing run, live or finished, with its
         result; "replace" ends a live one and begins anew; "retry_failed" is "return", but a failed one begins anew.
-        Raises NotRegistered, InvalidRunId, InvalidInput, RuntimeDraining, StartFailed.
+
+        `first` is a durable message, see `RunHandle.send`, committed together with the start record. Where "return"
+        finds a run, it is sent to that one, which is what makes `start` a "send, and start if need be"; one that has
+        ended refuses it with RunEnded, unless it has consumed that very `first_id`. Give a `first_id` where the call
+        may be repeated: without one an id is drawn, and each call sends anew.
+
+        Raises NotRegistered, InvalidRunId, InvalidInput, RuntimeDraining, StartFailed, and for `first` what `send`
+        raises.
         """
         refuse_on_loop("Runtime.start()", "await AsyncRuntime.start()")
         self._core.check_open()
@@ -116,6 +125,8 @@ class Runtime(_Face):
             restart_policy=restart_policy,
             save_policy=save_policy,
             stop_policy=stop_policy,
+            first=first,
+            first_id=first_id,
         )
         return RunHandle(self._core, self._core.start([order])[0].result())
 
@@ -249,6 +260,8 @@ class AsyncRuntime(_Face):
         restart_policy: RestartPolicy | None = None,
         save_policy: SavePolicy | None = None,
         stop_policy: StopPolicy | None = None,
+        first: object = None,
+        first_id: str | None = None,
     ) -> AsyncRunHandle[R]:
         """See Runtime.start."""
         self._core.check_open()
@@ -261,6 +274,8 @@ class AsyncRuntime(_Face):
             restart_policy=restart_policy,
             save_policy=save_policy,
             stop_policy=stop_policy,
+            first=first,
+            first_id=first_id,
         )
         return AsyncRunHandle(self._core, await self._core.start([order])[0])
 

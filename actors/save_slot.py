@@ -39,6 +39,7 @@ class Published(msgspec.Struct, frozen=True):
 
     `due_s`, monotonic, is a Wait's deadline in this process: a restart here goes by it, whatever the wall clock did.
     `journals` are those of an encoded state, values that never change.
+    `consumed_through` is the number of the last durable message whose effect is in the state.
     """
 
     seq: int
@@ -48,6 +49,7 @@ class Published(msgspec.Struct, frozen=True):
     consumed: tuple[tuple[int, str], ...] = ()
     due_s: float | None = None
     journals: Journals = ()
+    consumed_through: int = 0
 
 
 class SaveSlot:
@@ -77,6 +79,7 @@ class SaveSlot:
         "published",
         "rejected_seq",
         "rejection",
+        "result_through",
         "saved_at_s",
         "saved_seq",
         "strikes",
@@ -121,6 +124,11 @@ class SaveSlot:
         self.durable_seq = durable_seq
         self.rejected_seq = 0
         self.rejection: SaveRejected | None = None
+        self.result_through = 0
+        """The last durable message that went into the result.
+
+        The attempt writes it before it leaves, the supervisor reads it after the report of that.
+        """
         self.durable_waiters = durable_waiters
         """(seq, promise) pairs of whoever waits for durability.
 
@@ -198,6 +206,7 @@ class SaveSlot:
             next=encode_next(published.next),
             waiting=isinstance(published.next, Waiting),
             layouts=layouts,
+            consumed_through=published.consumed_through or msgspec.UNSET,
         )
         return snapshot, chunks
 

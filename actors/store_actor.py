@@ -20,6 +20,7 @@ from executus.actors.save_slot import Published, SaveSlot
 from executus.actors.throttle import NEVER, due_at
 from executus.stores import (
     Accepted,
+    Append,
     Claim,
     Delete,
     Operation,
@@ -388,6 +389,8 @@ def _run_id(operation: Operation) -> str:
             return snapshot.run_id
         case Settle(token=token) | SetAside(expected=token) | Delete(token=token):
             return token.run_id
+        case Append(run_id=run_id):
+            return run_id
         case _:
             assert_never(operation)
 

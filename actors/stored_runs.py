@@ -63,9 +63,15 @@ def next_claim(
 
 
 def begin_afresh(
-    claim: RunClaim, expected: Token, *, seq: int, schema_version: int, outcome: bytes | None = None
+    claim: RunClaim,
+    expected: Token,
+    *,
+    seq: int,
+    schema_version: int,
+    outcome: bytes | None = None,
+    consumed_through: int = 0,
 ) -> tuple[Claim, Save]:
-    """Claim, drop the state, and keep where `seq` stood, which never goes back within an incarnation."""
+    """Claim, drop the state, and keep where `seq` and messages stood: neither goes back within an incarnation."""
     mark = Snapshot(
         run_id=claim.run_id,
         incarnation=claim.incarnation,
@@ -75,6 +81,7 @@ def begin_afresh(
         taken_at_s=claim.claimed_at_s,
         state=b"",
         next=encode_next(Beginning()),
+        consumed_through=consumed_through or msgspec.UNSET,
     )
     return Claim(claim=claim, expected=expected, outcome=outcome, drop_snapshots=True), Save(snapshot=mark)
 
@@ -101,7 +108,7 @@ def record_of(inc: Incarnation, order: StartOrder) -> RunRecord:
 
 def incarnation_of_order(order: StartOrder, claim: RunClaim) -> Incarnation:
     """A new life."""
-    return Incarnation(
+    inc = Incarnation(
         definition=order.definition,
         claim=claim,
         policies=order.policies,
@@ -111,6 +118,8 @@ def incarnation_of_order(order: StartOrder, claim: RunClaim) -> Incarnation:
         parent=order.parent,
         input=order.input,
     )
+    inc.delivered_through = 0
+    return inc
 
 
 def policies_of(record: RunRecord, definition: RunDefinition) -> Policies:

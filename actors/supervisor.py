@@ -9,13 +9,14 @@ import msgspec
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
 from executus.actors.async_run_actor import AsyncRunActor
+from executus.actors.deliveries import Deliveries
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
 from executus.actors.events import MessagesLost, RunExited, RunRestarting, RunSettled
 from executus.actors.family import Family
 from executus.actors.future import Promise
-from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error, tell_if_alive
+from executus.actors.incarnation import Ending, Incarnation, Letter, Stage, ended_error, tell_if_alive
 from executus.actors.interruption import Interruption
 from executus.actors.messages import (
     PROCEED,
@@ -23,6 +24,7 @@ from executus.actors.messages import (
     AttemptExited,
     CommitFailed,
     Committed,
+    DeliverStored,
     DrainDeadline,
     DrainRuns,
     EndRun,
@@ -32,6 +34,7 @@ from executus.actors.messages import (
     ResumeRun,
     RetryCommit,
     SaveNow,
+    SendMessage,
     SpawnChildren,
     StartRuns,
     StoreCrashed,
@@ -59,6 +62,7 @@ from executus.actors.run_actor import RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
 from executus.actors.stored_runs import begin_afresh, next_claim, stored_outcome
 from executus.stores import (
+    ENDED_FOR_GOOD,
     Accepted,
     Claim,
     ExecutusError,
@@ -89,7 +93,8 @@ class RunSupervisor(Actor):
         self.desk = Desk(env, port, table, self._tell_self)
         self.interruption = Interruption(self.desk, self)
         self.family = Family(self.desk, self.end_run)
-        self.admission = Admission(self.desk, self, self.family)
+        self.deliveries = Deliveries(self.desk)
+        self.admission = Admission(self.desk, self, self.family, self.deliveries)
         self._ready = ready
         self._endings: dict[Incarnation, Ending] = {}
         self._unclaimed: set[Incarnation] = set()
@@ -123,6 +128,8 @@ class RunSupervisor(Actor):
                 self.admission.spawn(message)
             case ResumeRun():
                 self.admission.resume(message)
+            case SendMessage() | DeliverStored():
+                self.deliveries.receive(message)
             case EndRun():
                 self.end_run(message)
             case TimerElapsed():
@@ -286,6 +293,7 @@ class RunSupervisor(Actor):
         self.family.begins_afresh(inc)
         inc.restored_seq += 1  # the Done counted as well; seq never resets within an incarnation
         if inc.slot is not None:
+            inc.consumed_through = inc.slot.result_through
             unseen, inc.slot = inc.slot.claim, None
             held_token = held.token if unseen is None or unseen.expected is None else unseen.expected
         else:
@@ -314,6 +322,7 @@ class RunSupervisor(Actor):
             seq=inc.restored_seq,
             schema_version=inc.definition.schema_version,
             outcome=result,
+            consumed_through=inc.consumed_through,
         )
         self.desk.commit([claimed, saved], then)
 
@@ -392,7 +401,12 @@ class RunSupervisor(Actor):
         else:
             data = result if isinstance(outcome, Completed) else None if outcome is None else encode_outcome(outcome)
             operation = Settle(
-                token=inc.claim.token, status=status, reason=reason, outcome=data, ended_at_s=self.env.clock.wall_s()
+                token=inc.claim.token,
+                status=status,
+                reason=reason,
+                outcome=data,
+                ended_at_s=self.env.clock.wall_s(),
+                consumed_through=inc.slot.result_through if data is result and inc.slot is not None else 0,
             )
 
         def then(verdicts: Verdicts) -> None:
@@ -440,9 +454,9 @@ class RunSupervisor(Actor):
             del self.desk.table[inc.run_id]
         self.interruption.suspended += ending.status is RunStatus.SUSPENDED
         error = ended_error(inc.run_id, ending)
-        lost = inc.letters.close(error)
-        if lost:
-            self.desk.emit(MessagesLost, inc, count=lost)
+        told, durable = _lost(inc, inc.letters.close(error), ending.status)
+        if told or durable:
+            self.desk.emit(MessagesLost, inc, count=told + durable, durable=durable)
         inc.fail_waiters(error)
         inc.run = None
         if not inc.ending.done():
@@ -455,6 +469,18 @@ class RunSupervisor(Actor):
             self.family.ended(inc, ending.outcome)
         inc.ending.try_set(ending)
         self.left()
+
+
+def _lost(inc: Incarnation, letters: list[Letter], status: RunStatus) -> tuple[int, int]:
+    """How many of the letters that an ending leaves are lost: told ones, and durable ones where it is for good."""
+    told = sum(1 for letter in letters if letter.posted is None and not letter.own)
+    if status not in ENDED_FOR_GOOD:
+        return told, 0
+    slot = inc.slot
+    published = 0 if slot is None or slot.published is None else slot.published.consumed_through
+    consumed = max(published, 0 if slot is None else slot.result_through)
+    numbers = {letter.posted.number for letter in letters if letter.posted is not None}
+    return told, sum(1 for number in numbers if number > consumed)
 
 
 def _is_own(inc: Incarnation, current: RunClaim, epoch: int) -> bool:

@@ -15,6 +15,7 @@ from executus.stores import (
     LIVE,
     RESUMABLE,
     Accepted,
+    Append,
     Claim,
     Delete,
     MemoryStore,
@@ -86,6 +87,15 @@ class Ledger:
         self.unsaved: dict[Life, list[tuple[int, float]]] = {}
         """Published and not stored yet: seq, and when it was first seen."""
         self.callbacks = 0
+        self.appended: dict[Life, dict[str, int]] = {}
+        """Durable messages that the disk has taken, by id: their numbers."""
+        self.sent: dict[Life, dict[str, int]] = {}
+        """Those that their sender was told to be durable: how many callbacks the run had been called for then."""
+        self.refused: set[str] = set()
+        """Those that their sender was told to be refused, by id."""
+        self.passing: set[str] = set()
+        """Those that need not be in a state: they expire, or touch nothing."""
+        self.calls: dict[Life, int] = {}
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -110,7 +120,9 @@ class Ledger:
         for op, verdict in zip(operations, verdicts, strict=True):
             accepted = isinstance(verdict, Accepted)
             self.note("disk", f"{_short(op)} {'' if accepted else f'REFUSED {verdict.why.value}'}")  # type: ignore[union-attr]
-            if accepted:
+            if isinstance(op, Append) and isinstance(verdict, Accepted):
+                self._appended(op, verdict.number)
+            elif accepted:
                 self._applied(op)
 
     def _applied(self, op: Operation) -> None:
@@ -125,6 +137,33 @@ class Ledger:
                 self.rows[op.expected.run_id].status = op.status
             case Delete():
                 self.rows.pop(op.token.run_id, None)
+
+    def _appended(self, op: Append, number: int) -> None:
+        numbers = self.appended.setdefault((op.run_id, op.incarnation), {})
+        known = numbers.setdefault(op.message_id, number)
+        self.check(known == number, f"{op.run_id}: message {op.message_id} got the number {number} after {known}")
+        self.check(number <= len(numbers), f"{op.run_id}: message {op.message_id} got the number {number}, too high")
+
+    def acknowledge_message(self, life: Life, name: str) -> None:
+        """A sender was told that its message is durable."""
+        self.check(
+            name in self.appended.get(life, {}), f"{life}: {name} is reported as sent, the disk does not have it"
+        )
+        self.sent.setdefault(life, {}).setdefault(name, self.calls.get(life, 0))
+
+    def heard(self, life: Life, heard: Sequence[str]) -> None:
+        """What a state has heard of durable messages: in order, once, and of those that must be there none is missing."""
+        numbers = self.appended.get(life, {})
+        durable = [name for name in heard if name in numbers]
+        order = [numbers[name] for name in durable]
+        self.check(order == sorted(set(order)), f"{life} heard durable messages twice or not in order: {durable}")
+        refused = self.refused & set(heard)
+        self.check(not refused, f"{life} heard what its senders were told to be refused: {refused}")
+        if life in self.restarted_from_input:
+            return
+        last = max(order, default=0)
+        missing = [name for name, number in numbers.items() if number < last and name not in (*durable, *self.passing)]
+        self.check(not missing, f"{life} heard {durable}, and not {missing} before the last of them")
 
     def _claimed(self, op: Claim) -> None:
         claim = op.claim
@@ -278,9 +317,11 @@ class Ledger:
         inc = context._incarnation
         life, epoch, seq = (inc.run_id, inc.incarnation), context.epoch, context._attempt.seq
         self.callbacks += 1
+        self.calls[life] = self.calls.get(life, 0) + 1
         self.note(inc.run_id, f"{callback} epoch {_e(epoch)} seq {seq} at {getattr(state, 'at', '-')} {message or ''}")
         self.life_of[epoch] = life
         self._check_over(life, callback)
+        self.heard(life, getattr(state, "heard", ()))
         attempt = (self.boot, context.attempt)
         had = self.attempt_of.setdefault(epoch, attempt)
         self.check(
@@ -389,13 +430,16 @@ def _short(op: Operation) -> str:
             ]
             return " ".join(part for part in parts if part)
         case Save(snapshot=snapshot):
-            return f"Save {snapshot.run_id} {_e(snapshot.epoch)} seq {snapshot.seq}"
+            consumed = f" consumed {snapshot.consumed}" if snapshot.consumed else ""
+            return f"Save {snapshot.run_id} {_e(snapshot.epoch)} seq {snapshot.seq}{consumed}"
         case Settle():
             return f"Settle {op.token.run_id} {_e(op.token.epoch)} {op.status.value}" + (
                 "" if op.snapshot is None else f" seq {op.snapshot.seq}"
             )
         case SetAside():
             return f"SetAside {op.expected.run_id} {op.status.value} {op.reason}"
+        case Append():
+            return f"Append {op.run_id} {op.message_id}"
         case Delete():
             return f"Delete {op.token.run_id}"
 

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from executus.actors import admission, journal_keeper, save_slot, store_actor, supervisor
+from executus.actors.deliveries import Deliveries
 from executus.actors.family import Family
-from executus.actors.incarnation import Incarnation
+from executus.actors.incarnation import Incarnation, Letter, Letters
 from executus.actors.interruption import Interruption
 from executus.actors.journal_keeper import JournalKeeper
 from executus.actors.outcomes import KillRequested
@@ -19,7 +20,7 @@ from executus.actors.save_slot import SaveSlot
 from executus.actors.store_actor import StoreActor
 from executus.actors.throttle import NEVER
 from executus.actors.tree import Supervisor
-from executus.stores import ENDED, RunClaim, RunStatus, Token, batch
+from executus.stores import ENDED, RunClaim, RunStatus, Token, batch, inbox_rows
 from executus.stores.fencing import Fit, judge_writer
 
 
@@ -184,6 +185,52 @@ def a_crashed_store_is_not_restarted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Supervisor, "failed", failed)
 
 
+def consumed_when_taken(patch: pytest.MonkeyPatch) -> None:
+    """A durable message is consumed with the next save after it was taken, whatever state that save holds."""
+    taken: dict[str, int] = {}
+    take, snapshot = Letters.take, SaveSlot.snapshot
+
+    def take_and_note(self: Letters) -> Letter | None:
+        letter = take(self)
+        if letter is not None and letter.posted is not None:
+            taken[self.who] = letter.posted.number
+        return letter
+
+    def consume_all(self: SaveSlot, published: Any, wall_s: float) -> Any:
+        saved, chunks = snapshot(self, published, wall_s)
+        through = taken.get(self.token.run_id, 0)
+        return msgspec.structs.replace(saved, consumed_through=max(saved.consumed, through) or msgspec.UNSET), chunks
+
+    patch.setattr(Letters, "take", take_and_note)
+    patch.setattr(SaveSlot, "snapshot", consume_all)
+
+
+def ids_of_messages_are_not_known(patch: pytest.MonkeyPatch) -> None:
+    """A message that is sent again is a new one."""
+    original = inbox_rows.judge_append
+    patch.setattr(inbox_rows, "judge_append", lambda op, claim, inbox, _known: original(op, claim, inbox, None))
+
+
+def pending_messages_are_not_loaded(patch: pytest.MonkeyPatch) -> None:
+    """A run that comes back hears what is sent from then on."""
+
+    def load(_self: Deliveries, inc: Incarnation) -> None:
+        inc.delivered_through = 0
+
+    patch.setattr(Deliveries, "load", load)
+
+
+def the_letter_in_hand_is_lost_in_a_crash(patch: pytest.MonkeyPatch) -> None:
+    """What was told and what was sent are treated alike when an attempt crashes with it."""
+    put_back = Letters.put_back
+
+    def only_others(self: Letters, letter: Letter) -> None:
+        if letter.posted is None:
+            put_back(self, letter)
+
+    patch.setattr(Letters, "put_back", only_others)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     plant.__name__: plant
     for plant in (
@@ -197,6 +244,10 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         killed_runs_come_back,
         children_of_an_earlier_beginning_are_the_next_ones,
         two_endings,
+        consumed_when_taken,
+        ids_of_messages_are_not_known,
+        pending_messages_are_not_loaded,
+        the_letter_in_hand_is_lost_in_a_crash,
         a_store_that_comes_back_is_not_announced,
         a_crashed_store_is_not_restarted,
         a_child_whose_end_is_needed_is_deleted,

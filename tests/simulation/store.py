@@ -12,6 +12,7 @@ from executus.stores import (
     Operation,
     ParentLink,
     RunClaim,
+    StoredMessage,
     StoredRun,
     StoreFull,
     StoreInfo,
@@ -142,6 +143,10 @@ class FailingStore:
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
         self._read()
         return self._disk.children(run_id)
+
+    def messages(self, run_id: str) -> list[StoredMessage]:
+        self._read()
+        return self._disk.messages(run_id)
 
     def info(self) -> StoreInfo:
         self._read()

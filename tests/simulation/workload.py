@@ -151,6 +151,8 @@ class Stage:
 class _Player(Run[Any, Any, Any]):
     """The part that all kinds share."""
 
+    inbox_limit = 6
+
     def _called(self, callback: str, state: Any, message: object = None) -> None:
         Stage.world.ledger.called(self.context, callback, state, message)
 

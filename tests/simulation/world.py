@@ -15,6 +15,7 @@ from executus.actors import journal_keeper
 from executus.actors.core import Core
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
+from executus.actors.errors import RuntimeNotOpen, SendFailed
 from executus.actors.future import Promise
 from executus.actors.handle import RunHandle
 from executus.actors.incarnation import Ending, Incarnation, Stage
@@ -325,6 +326,11 @@ class World:
         self.policies: dict[str, Policies] = {}
         self.kinds: dict[str, str] = {}
         self.told: dict[str, set[str]] = {}
+        self.uncertain: dict[str, dict[str, tuple[tuple[str, int], Process]]] = {}
+        """Durable messages of which their senders do not know (yet) whether they were taken, by run.
+
+        For which life, and in which process: when that is dead, or says so, they are sent again.
+        """
         self.heard_durably: dict[tuple[str, int], set[str]] = {}
         self.home = Home("world", None, pool=False, weight=1.0)
         self.scheduler.homes.append(self.home)
@@ -466,6 +472,8 @@ class World:
             ),
         )
 
+        first_id = self._name(run_id) if rng.random() < 0.3 and save.durability != "none" else None
+
         def start(world: World) -> None:
             process = world.process
             assert process is not None
@@ -481,6 +489,8 @@ class World:
                     restart_policy=policies.restart,
                     save_policy=policies.save,
                     stop_policy=policies.stop,
+                    first=None if first_id is None else Add(first_id),
+                    first_id=first_id,
                 )
                 return process.core.start([order])[0]
 
@@ -599,6 +609,46 @@ class World:
             self.ledger.note("client", f"tell {handle.run_id}: {type(error).__name__}")
         else:
             self.ledger.note("client", f"tell {handle.run_id} {name}")
+
+    def _send(self) -> None:
+        handle, process = self._handle(), self.process
+        assert process is not None
+        if handle is None:
+            return
+        uncertain = self.uncertain.setdefault(handle.run_id, {})
+        names = sorted(name for name, (_, sender) in uncertain.items() if sender.dead)
+        if names and self.rng.random() < 0.7:
+            name = self.rng.choice(names)
+            life, _ = uncertain.pop(name)
+            if life != (handle.run_id, handle._inc.incarnation):
+                return  # another life's: to this one it is new
+        else:
+            name = self._name(handle.run_id)
+            self.ledger.passing |= {name} if self.rng.random() < 0.2 else set()
+        self._send_message(process, handle, name)
+
+    def _send_message(self, process: Process, handle: RunHandle[Any], name: str) -> None:
+        life = (handle.run_id, handle._inc.incarnation)
+        quiet = name in self.ledger.passing and name[-1] in "02468"
+        expires_s = 0.5 if name in self.ledger.passing and not quiet else None
+
+        def answered(done: Promise[Any]) -> None:
+            error = done.error()
+            if process.dead or isinstance(error, (RuntimeNotOpen, SendFailed)):
+                return
+            del self.uncertain[handle.run_id][name]
+            if error is None:
+                self.ledger.acknowledge_message(life, name)
+            else:
+                self.ledger.refused.add(name)
+
+        def make() -> Promise[Any]:
+            promise = handle._send(Add(name, quiet=quiet), name, expires_s)[1]
+            self.uncertain[handle.run_id][name] = (life, process)
+            promise.add_done_callback(answered)
+            return promise
+
+        process.order(f"send {handle.run_id} {name}{' quiet' if quiet else ''}", make)
 
     def _ask(self) -> None:
         handle, process = self._handle(), self.process
@@ -770,6 +820,13 @@ class World:
         ledger.check(
             set(result.heard) <= self.told.get(run_id, set()), f"{run_id} heard what nobody told: {result.heard}"
         )
+        life = (run_id, incarnation)
+        ledger.heard(life, result.heard)
+        if life not in ledger.restarted_from_input:
+            # What was acknowledged before the last but one callback was called lay in the mailbox before the last.
+            due = {name for name, at in ledger.sent.get(life, {}).items() if at < ledger.calls[life] - 1}
+            left = due - ledger.passing - set(result.heard)
+            ledger.check(not left, f"{run_id} has not heard {left}, which were acknowledged in time")
         missing = self.heard_durably.get((run_id, incarnation), set()) - set(result.heard)
         ledger.check(
             not missing or (run_id, incarnation) in ledger.restarted_from_input,
@@ -821,6 +878,10 @@ class _Only:
 ACTIONS: Final[tuple[Callable[[World], None], ...]] = (
     World._tell,
     World._tell,
+    World._send,
+    World._send,
+    World._send,
+    World._send,
     World._ask,
     World._ask,
     World._ask,
