@@ -176,12 +176,14 @@ class _Taste(NamedTuple):
         return frozenset(choose.randrange(among) for _ in range(self.odd)) if among else frozenset()
 
 
-def crash_states(recording: Recording, count: int, seed: int) -> Iterator[CrashState]:
-    """`count` states, from crashes all along the recording, in its order."""
+def crash_states(
+    recording: Recording, count: int, seed: int, first: int = 0, last: int | None = None
+) -> Iterator[CrashState]:
+    """`count` states in the recording's order, from crashes all along it, or after the `first` to the `last` action."""
     choose = random.Random(seed)
     crashes: list[int] = []
     for _ in range(count):
-        insort(crashes, choose.randrange(len(recording.actions) + 1))
+        insort(crashes, choose.randint(first, len(recording.actions) if last is None else last))
     disk = Disk(recording.folders)
     begun = ended = 0
     for crash in crashes:

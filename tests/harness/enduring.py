@@ -20,8 +20,8 @@ import msgspec
 
 from executus.actors import Completed, Done, Run, Runtime, SavePolicy, Wait
 from executus.actors.events import Event, StoreDegraded, StoreRecovered
-from executus.stores import LmdbStore, MemoryStore, Operation, StoreUnavailable, Verdict
-from tests.harness.workload import RETRIES, View, play, view_of
+from executus.stores import LmdbStore, MemoryStore, Operation, StoreError, StoreUnavailable, Verdict
+from tests.harness.workload import RETRIES, View, is_noise, play, view_of
 
 COMMITS: Final = 9
 RUNS: Final = 2
@@ -74,6 +74,8 @@ class Twins(LmdbStore):
         again_and_again("refused", super().open)
 
     def commit(self, operations: Sequence[Operation], flushing: Callable[[], None] | None = None) -> list[Verdict]:
+        if is_noise(operations):
+            return super().commit(operations, flushing)
         if operations is not self._last:  # and not the same once more
             self._number += 1
             self._before = view_of(self._twin)
@@ -85,12 +87,18 @@ class Twins(LmdbStore):
             verdicts = super().commit(operations, flushing)
         except StoreUnavailable:
             say("failed", self._number)
-            found = again_and_again("unreadable", lambda: view_of(self))
+            found = self._readable()
             assert found in (self._before, after), f"neither what was there before nor after: {found}"
             raise
         assert view_of(self) == after
         say("done", self._number, digest_of(after))
         return verdicts
+
+    def _readable(self) -> View:
+        try:
+            return view_of(self)
+        except StoreError as error:
+            raise AssertionError(f"unreadable after a commit that failed: {error}") from error
 
 
 TOLD: Final = frozenset({"opened", "closed"})

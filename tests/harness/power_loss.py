@@ -7,6 +7,7 @@ must be what the same life looked like in memory after some commit: none that is
 
 from __future__ import annotations
 
+import random
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from tests.harness import traced, workload
 from tests.harness.crash_states import CrashState, crash_states, lay_out, marks_until
 from tests.harness.report import Report
 from tests.harness.state_opener import Found, Opener
-from tests.harness.traced import Recording
+from tests.harness.traced import Failed, Recording
 from tests.harness.workload import DAMAGED, ENDED_RUNS, LIVE_RUNS, Said, Value, View, view_of
 
 Profile = Literal["power", "power-1", "process"]
@@ -34,6 +35,12 @@ STATES_A_LIFE: Final = 1000
 """Then another life of a store is recorded, for the next as many states."""
 WHOLE_EVERY: Final = 200
 """So many states are checked by a fork, and then one by an interpreter of its own as in every daemon."""
+STATES_A_FAILURE: Final = 50
+SETTLED_AFTER: Final = {"pwrite64": (60, 90), "fdatasync": (20, 40)}
+"""Which of a life's calls fail: those of commits between the first opening, of whose failure the model knows nothing,
+and the second."""
+SOON: Final = 12
+"""So many actions after a failure is soon."""
 MOST_FAILURES: Final = 20
 """So many are told in full."""
 
@@ -87,7 +94,7 @@ class Judged(NamedTuple):
 
 
 def run(count: int, seed: int) -> Report:
-    """`count` states for each of the three profiles."""
+    """`count` states for each of the three profiles, and a quarter of that on a disk that failed shortly before."""
     started_s = time.perf_counter()
     if why := traced.why_not():
         return Report("power_loss", (1,), 0, (), {}, 0.0, skipped=why)
@@ -98,7 +105,10 @@ def run(count: int, seed: int) -> Report:
         failures += losses.failures[:MOST_FAILURES]
         figures |= {f"{profile}: {kind}": losses.kinds[kind] for kind in get_args(Kind)}
         figures |= {f"{profile}: distinct states": losses.distinct, f"{profile}: seconds": round(losses.took_s, 1)}
-    return Report("power_loss", (1,), 3 * count, tuple(failures), figures, time.perf_counter() - started_s)
+    losses = lose_power_on_a_failing_disk(count // 4, seed)
+    failures += losses.failures[:MOST_FAILURES]
+    figures |= {f"power, after a failed write or flush: {kind}": number for kind, number in losses.kinds.items()}
+    return Report("power_loss", (1,), 3 * count + count // 4, tuple(failures), figures, time.perf_counter() - started_s)
 
 
 def lose_power(profile: Profile, count: int, seed: int, held_to: Profile | None = None) -> Losses:
@@ -119,14 +129,37 @@ def lose_power(profile: Profile, count: int, seed: int, held_to: Profile | None 
     return Losses(kinds, failures, len(seen), time.perf_counter() - started_s)
 
 
+def lose_power_on_a_failing_disk(count: int, seed: int) -> Losses:
+    """The power goes soon after a write or a flush was refused: each time another one, in the profile `power`."""
+    started_s = time.perf_counter()
+    choose = random.Random(seed)
+    kinds: Counter[Kind] = Counter()
+    failures: list[str] = []
+    seen: set[int] = set()
+    with Opener() as opener:
+        while kinds.total() < count:
+            states = min(STATES_A_FAILURE, count - kinds.total())
+            life, call = choose.randrange(1 << 16), choose.choice(sorted(SETTLED_AFTER))
+            fault = f"{call}:error=EIO:when={choose.randint(*SETTLED_AFTER[call])}"
+            for state, judged in _lose_power_in("power", life, states, "power", opener, fault):
+                seen.add(_fingerprint(state))
+                kinds[judged.kind] += 1
+                if judged.broken:
+                    where = f"power lost after action {state.after} of life {life} with {fault} ({state.grain})"
+                    failures.append(f"{where}: {judged.broken}")
+    return Losses(kinds, failures, len(seen), time.perf_counter() - started_s)
+
+
 def _lose_power_in(
-    profile: Profile, life: int, count: int, held_to: Profile, opener: Opener
+    profile: Profile, life: int, count: int, held_to: Profile, opener: Opener, fault: str = ""
 ) -> Iterator[tuple[CrashState, Judged]]:
     with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
         scratch = Path(name)
-        recording = record(scratch / "recorded", profile, life)
+        recording = record(scratch / "recorded", profile, life, fault)
         model = remember(life)
-        for number, state in enumerate(crash_states(recording, count, life)):
+        first = next((n for n, action in enumerate(recording.actions) if isinstance(action, Failed)), 0)
+        last = min(first + SOON, len(recording.actions)) if first else None
+        for number, state in enumerate(crash_states(recording, count, life, first, last)):
             folder = scratch / f"state-{number}"
             folder.mkdir()
             lay_out(state, folder)
@@ -135,8 +168,8 @@ def _lose_power_in(
             yield state, judge(held_to, found, known_at(recording, state), model)
 
 
-def record(folder: Path, profile: Profile, seed: int) -> Recording:
-    """The life of a store on a disk."""
+def record(folder: Path, profile: Profile, seed: int, fault: str = "") -> Recording:
+    """The life of a store on a disk. `fault` is what strace makes fail."""
     folder.mkdir()
     command = [
         sys.executable,
@@ -148,7 +181,7 @@ def record(folder: Path, profile: Profile, seed: int) -> Recording:
         str(seed),
         str(COMMITS),
     ]
-    return traced.record(command, folder)
+    return traced.record(command, folder, ["-e", f"inject={fault}"] if fault else [])
 
 
 def record_life(profile: Profile, seed: int) -> Recording:

@@ -28,6 +28,12 @@ def test_after_a_power_loss_there_is_what_the_profile_promises(profile: Profile)
     assert losses.distinct > STATES / 2
 
 
+def test_a_power_loss_soon_after_a_refused_write_or_flush_loses_nothing_either() -> None:
+    losses = power_loss.lose_power_on_a_failing_disk(100, seed=1)
+    assert losses.failures == []
+    assert losses.kinds == {"whole": 100}
+
+
 def test_a_store_that_does_not_flush_is_seen_to_lose_what_was_acknowledged() -> None:
     losses = power_loss.lose_power("process", 60, seed=2, held_to="power")
     assert losses.kinds["whole"] < 60

@@ -216,12 +216,12 @@ class Reader:
 
     def _put(self, fd: int, file: int, at: int, data: bytes, result: int) -> Iterator[Action]:
         synced = self._synced.get(fd, False)
-        if result < 0:
-            if synced:  # What a refused write was to put there may be there; the next action says that it is not sure.
-                yield Write(file, at, data, synced=False)
-                yield Failed(file)
+        if result >= 0:
+            yield Write(file, at, data[:result], synced)
             return
-        yield Write(file, at, data[:result], synced)
+        yield Write(file, at, data, synced=False)  # It was refused, and may be there all the same.
+        if synced:
+            yield Failed(file)
 
     def _lseek(self, arguments: str, result: int) -> Iterator[Action]:
         fd, _ = self._file(arguments)

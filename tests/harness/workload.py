@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from executus.stores import (
@@ -19,19 +19,23 @@ from executus.stores import (
     Base,
     CheckpointStore,
     Chunk,
+    Claim,
     Layout,
     LmdbStore,
     LoadedSnapshot,
     MemoryStore,
+    Operation,
     Piece,
     RecordCorrupt,
+    RunClaim,
     RunStatus,
     Save,
+    Snapshot,
     StoredRun,
     StoreUnavailable,
     Token,
 )
-from tests.stores.making import append, child_of, deleted, reborn, reclaimed, settled, snapshot, started, why
+from tests.stores.making import append, child_of, deleted, reborn, reclaimed, save, settled, snapshot, started, why
 
 SESSIONS: Final = 3
 STATE_SIZES: Final = (10, 300, 300, 3_000, 3_000, 20_000, 60_000)
@@ -42,6 +46,7 @@ Value = tuple[Any, ...]
 View = dict[str, Value]
 """What can be read of each run, and of the indexes; two stores in the same state have equal views. All of it is as JSON
 gives it back."""
+NOISE: Final = "noise"
 DAMAGED: Final[Value] = ("damaged",)
 LIVE_RUNS: Final = "index of live runs"
 ENDED_RUNS: Final = "index of ended runs"
@@ -175,6 +180,7 @@ def play(store: CheckpointStore, seed: int, commits: int, said: Callable[[Said],
         said(Said("opened", store.boot_epoch))
         life.boot(store.boot_epoch)
         first = life.claims_at_boot()
+        _commit_noise(store)
         for operations in [first, *(life.operations() for _ in range(commits // SESSIONS))]:
             if operations:
                 number += 1
@@ -186,16 +192,53 @@ def play(store: CheckpointStore, seed: int, commits: int, said: Callable[[Said],
 
 
 def _commit(store: CheckpointStore, operations: list[Any]) -> None:
-    for left in reversed(range(RETRIES)):
+    for tried in range(RETRIES):
         try:
+            if tried:
+                # As in a daemon, what is committed next is not what failed: the pages are the same, their bytes not.
+                store.commit([noise(store, tried)])
             verdicts = store.commit(operations)
         except StoreUnavailable:
-            if not left:
+            if tried == RETRIES - 1:
                 raise
         else:
             refused = [verdict for verdict in verdicts if why(verdict) is not None]
             assert not refused, refused
             return
+
+
+def _commit_noise(store: CheckpointStore) -> None:
+    for left in reversed(range(RETRIES)):
+        try:
+            store.commit([noise_claim(store)])
+            return
+        except StoreUnavailable:
+            if not left:
+                raise
+
+
+def is_noise(operations: Sequence[Operation]) -> bool:
+    """Is it a commit for the run that stands in no view?"""
+    match operations:
+        case [Claim(claim=RunClaim(run_id=run_id))] | [Save(snapshot=Snapshot(run_id=run_id))]:
+            return run_id == NOISE
+        case _:
+            return False
+
+
+def noise_claim(store: CheckpointStore) -> Claim:
+    """Of a run that stands in no view: it is saved only where a commit failed."""
+    epoch = (store.boot_epoch + 1) * EPOCHS_PER_BOOT - 1
+    stored = store.load(NOISE)
+    return started(NOISE, epoch) if stored is None else reclaimed(stored.claim.token, epoch)
+
+
+def noise(store: CheckpointStore, tried: int) -> Save:
+    """Another state each time."""
+    stored, loaded = store.load(NOISE), store.load_snapshot(NOISE)
+    assert stored is not None
+    seq = loaded.snapshot.seq + 1 if loaded else 1
+    return save(stored.claim.token, seq, bytes([tried]) * 7_000 * tried)
 
 
 def state_of(token: Token, seq: int, size: int) -> bytes:
@@ -206,9 +249,9 @@ def state_of(token: Token, seq: int, size: int) -> bytes:
 
 def view_of(store: CheckpointStore) -> View:
     """Everything that a boot would read; a run of which something cannot be read has the value DAMAGED."""
-    view: View = {run.claim.run_id: _value_of(store, run) for run in store.scan()}
+    view: View = {run.claim.run_id: _value_of(store, run) for run in store.scan() if run.claim.run_id != NOISE}
     view |= dict.fromkeys(store.damaged(), DAMAGED)
-    view[LIVE_RUNS] = (sorted(claim.run_id for claim in store.live()),)
+    view[LIVE_RUNS] = (sorted(claim.run_id for claim in store.live() if claim.run_id != NOISE),)
     view[ENDED_RUNS] = ([[status, [run.run_id for run in store.ended(status)]] for status in sorted(RESTING)],)
     return view
 
