@@ -105,7 +105,7 @@ def expected_results(generations: int) -> dict[str, int]:
     """What every run ever started has to end with."""
     expected: dict[str, int] = {}
     for gen in range(generations):
-        for kind in ("Squares", "AsyncSquares", "WaitingSquares"):
+        for kind in ("Squares", "AsyncSquares", "WaitingSquares", "JournalSquares"):
             expected.update({f"{gen}-{kind}-{n}": SQUARES for n in range(EACH)})
         for n in range(PARENTS):
             expected[f"{gen}-parent-{n}"] = SQUARES * CHILDREN

@@ -1,4 +1,4 @@
-"""The daemon of the SIGKILL loop: sync, async, waiting and parent/child runs that report every step before they do it.
+"""The daemon of the SIGKILL loop: sync, async, waiting, journal and parent/child runs that report every step before they do it.
 
 Arguments: the store, the generation of runs to work on, and where to kill itself (`saved:3`: when it says so for the third
 time) or nothing. It ends when they have all ended, if it is not killed before.
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from executus.actors import ChildEnded, Done, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
+from executus.actors import ChildEnded, Done, Journal, RestartPolicy, Run, Runtime, SavePolicy, Wait, WaitExpired
 from executus.actors.events import Event, RunRestored, RunResumed, RunSettled, RunStarted, RuntimeOpened, SnapshotSaved
 from executus.stores import LmdbStore
 from tests.doubles import SOON
@@ -102,6 +102,48 @@ class WaitingSquares(Squares):
         return after if isinstance(after, Done) else Wait(after, timeout_s=STEP_S)
 
 
+class Page(msgspec.Struct, frozen=True):
+    number: int
+    square: int
+    text: str
+
+
+class Book(msgspec.Struct, frozen=True):
+    """The squares so far in a journal: the last of them, and what those before came to."""
+
+    pages: Journal[Page] = Journal()
+    at: int = 0
+    torn_out: int = 0
+
+
+class JournalSquares(Run[int, Book, int]):
+    """Steps with a journal, which is looked through at every step and now and then begun anew."""
+
+    save_policy = SavePolicy(every_s=EVERY_S, every_steps=3)
+
+    def begin(self, steps: int) -> Book:
+        return Book()
+
+    async def step(self, book: Book) -> Any:
+        await asyncio.sleep(STEP_S)
+        numbers = [page.number for page in book.pages]
+        assert numbers == list(range(book.at - len(numbers), book.at)), f"pages {numbers} at {book.at}"
+        assert all(page == page_of(page.number) for page in book.pages), "a page has changed"
+        say("step", self.context.run_id, book.at, self.context.idempotency_key)
+        if book.at == STEPS:
+            return Done(book.torn_out + sum(page.square for page in book.pages))
+        pages = book.pages.append(page_of(book.at))
+        if book.at % 17 != 16:
+            return Book(pages, book.at + 1, book.torn_out)
+        kept = pages.last(4)
+        torn_out = book.torn_out + sum(page.square for page in pages) - sum(page.square for page in kept)
+        return Book(pages.replaced(kept), book.at + 1, torn_out)
+
+
+def page_of(number: int) -> Page:
+    return Page(number, number * number, str(number) * 200)
+
+
 class SumOfChildren(Run[int, dict[str, int], int]):
     save_policy = SavePolicy(every_s=EVERY_S)
 
@@ -139,14 +181,14 @@ def main(path: str, generation: str, death: str = "") -> None:
     Death.left = int(times or 0)
     runtime = Runtime(
         LmdbStore(path, profile="process"),
-        runs=[Squares, AsyncSquares, WaitingSquares, SumOfChildren],
+        runs=[Squares, AsyncSquares, WaitingSquares, JournalSquares, SumOfChildren],
         restart_policy=RestartPolicy(backoff=SOON),
         logger=False,
     )
     runtime.events.subscribe(report)
     runtime.open()
     say("open")
-    for run_class in (Squares, AsyncSquares, WaitingSquares):
+    for run_class in (Squares, AsyncSquares, WaitingSquares, JournalSquares):
         runtime.start_many(
             run_class, {f"{generation}-{run_class.__name__}-{n}": 0 for n in range(EACH)}, if_exists="return"
         )
