@@ -1,4 +1,4 @@
-"""The contract of every store. Each sentence below is a test in `tests/stores/conformance_kit.py`, over every store."""
+"""The contract of every store. Each sentence below is a test in `executus.stores.testing`, over every store."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -99,10 +99,10 @@ def told_on_threads(core: Core, runtime: Runtime, make_run: MakeRun, drive: Driv
 def started(runtime: Runtime, make_run: MakeRun) -> RunHandle[Any]:
     """The run: made, or after a death the one that is there already."""
     try:
-        run: object = make_run(runtime)
+        run = make_run(runtime)
     except RunExists as exists:
         return runtime.get(exists.run_id)
-    if not isinstance(run, RunHandle):
+    if not isinstance(cast("object", run), RunHandle):  # it is the user's
         msg = f"make_run returns the handle of the run that it started, not {type(run).__name__}"
         raise TypeError(msg)
     return run

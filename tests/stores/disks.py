@@ -1,27 +1,17 @@
-"""A disk under a store: what is on it outlives the store object, and bits on it can be flipped."""
+"""The disks under our stores; what they are for is in `executus.stores.testing`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import lmdb
 
 from executus.stores import CheckpointStore, LmdbStore, MemoryStore
-from executus.stores.rows import Table, run_key, snapshot_key
+from executus.stores.rows import Table
+from executus.stores.testing.disk import Disk, damage, flip_last_bit, rebooted
 
-
-class Disk(Protocol):
-    def store(self) -> CheckpointStore:
-        """A store over what is on the disk, not open."""
-        ...
-
-    def change(self, table: Table, key: bytes, how: Callable[[bytes], bytes | None]) -> None:
-        """Change the bytes of one row, behind the back of a closed store."""
-        ...
-
-    def keys(self, table: Table) -> list[bytes]: ...
+__all__ = ["Disk", "LmdbDisk", "MemoryDisk", "damage", "flip_last_bit", "rebooted"]
 
 
 class MemoryDisk:
@@ -62,22 +52,3 @@ class LmdbDisk:
             rows = env.open_db(table.encode(), create=False)
             with env.begin(db=rows) as txn:
                 return list(txn.cursor().iternext(values=False))
-
-
-def flip_last_bit(data: bytes) -> bytes:
-    return data[:-1] + bytes([data[-1] ^ 1])
-
-
-def damage(disk: Disk, table: Table, run_id: str, slot: int | None = None) -> None:
-    """Flip a bit of a run's row; of one generation where a slot is given."""
-    key = run_key(run_id)
-    disk.change(table, key if slot is None else snapshot_key(key, slot), flip_last_bit)
-
-
-def rebooted(disk: Disk, store: CheckpointStore, between: Callable[[], None] = lambda: None) -> CheckpointStore:
-    """Close, let something happen to the disk, open again."""
-    store.close()
-    between()
-    store = disk.store()
-    store.open()
-    return store

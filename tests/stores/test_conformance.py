@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import conformance_journals as journals
-from tests.stores import conformance_kit as kit
-from tests.stores.disks import Disk, LmdbDisk, MemoryDisk
+from executus.stores.testing import SUITE, Disk
+from executus.stores.testing import conformance as kit
+from executus.stores.testing import conformance_journals as journals
+from tests.stores.disks import LmdbDisk, MemoryDisk
 
 
 @pytest.fixture(params=["memory", "lmdb"])
@@ -50,3 +51,15 @@ class TestDamage(kit.Damage): ...
 
 
 class TestJournals(journals.Journals): ...
+
+
+def test_every_class_of_the_suite_is_held_here() -> None:
+    held = {base for name, kind in globals().items() if name.startswith("Test") for base in kind.__bases__}
+    assert held == set(SUITE)
+    defined = {
+        kind
+        for module in (kit, journals)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, kit.Conformance) and kind is not kit.Conformance
+    }
+    assert defined == set(SUITE)
