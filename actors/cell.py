@@ -172,8 +172,11 @@ class Cell(Mailbox):
 
     def turn_refused(self, error: BaseException) -> None:
         """Its dispatcher has closed and will not run it: it ends here, without hooks."""
+        handler = self._handler
         if self._finish(error, abandoned=False):
-            log_contained(f"{self} ended, for its dispatcher takes no turns:", error=error)
+            # At its own level: a loop that is closed under a thousand runs would be a thousand tracebacks.
+            level = logging.ERROR if handler is None else handler.crash_log_level
+            log_contained(f"{self} ended, for its dispatcher takes no turns:", error=error, level=level)
 
     def _run_batch(self, handler: Handler, waiting: int) -> bool:
         """Handle messages until the batch is over (False) or one says stop (True). Raises what ends the actor."""
