@@ -31,7 +31,7 @@ PROGRAMS: Final[dict[str, Program]] = {
     "ownership": Program(200, "Who owns a store after kill -9, and who is refused?"),
     "leaks": Program(10_000, "Do starts, stops, crashes, opens and closes leave anything behind?"),
     "drains": Program(100, "Does a drain return in time, whatever runs do?"),
-    "embedding": Program(1, "Does a host keep what is its own? (count: rounds)"),
+    "embedding": Program(100, "Does a host end as it would by itself, in time and with its own exit code?"),
 }
 
 
