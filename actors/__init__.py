@@ -66,6 +66,7 @@ from executus.actors.outcomes import (
     TimedOut,
 )
 from executus.actors.policies import Backoff, RestartPolicy, SavePolicy, StopPolicy
+from executus.actors.retention import FOREVER, KEEP_EVERYTHING, Keep, RetentionPolicy
 from executus.actors.run import ChildEnded, ChildRef, Done, Factory, Reply, Run, RunContext, Wait, WaitExpired
 from executus.actors.runtime import AsyncRuntime, Runtime
 from executus.actors.tree import Supervisor
@@ -73,6 +74,8 @@ from executus.actors.tree_ref import ChildCounts, ChildInfo, ChildState, Supervi
 from executus.stores import ExecutusError, InvalidRunId, RunStatus
 
 __all__ = [
+    "FOREVER",
+    "KEEP_EVERYTHING",
     "Actor",
     "ActorError",
     "ActorFuture",
@@ -109,6 +112,7 @@ __all__ = [
     "InvalidRunId",
     "InvalidRunType",
     "Journal",
+    "Keep",
     "Killed",
     "MailboxFull",
     "MessageUnreadable",
@@ -125,6 +129,7 @@ __all__ = [
     "RestartIntensityReached",
     "RestartPolicy",
     "ResultUnreadable",
+    "RetentionPolicy",
     "Run",
     "RunCancelled",
     "RunContext",

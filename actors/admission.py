@@ -16,6 +16,7 @@ from executus.actors.boot import Resume, SetAsideAs, plan
 from executus.actors.deliveries import Deliveries, append_of
 from executus.actors.desk import RETRY_S, Desk, Lifecycle, Verdicts, taken
 from executus.actors.errors import (
+    ChildGone,
     NotRegistered,
     NotResumable,
     ResultUnreadable,
@@ -51,6 +52,7 @@ from executus.stores import (
     Operation,
     RecordCorrupt,
     RecordTooLarge,
+    Refusal,
     Refused,
     RunClaim,
     RunStatus,
@@ -122,6 +124,10 @@ class Admission:
                             inc.first_id = order.first.message_id
                             self._deliveries.accepted(inc.run_id, inc.incarnation, appended.number, order.first)
                         self._started(inc)
+                    case Refused(Refusal.GONE):
+                        self._not_started(inc, ChildGone(inc.run_id))
+                    case Refused(Refusal.MISSING):
+                        self._start_again(order, inc)  # deleted since it was looked at
                     case Refused(_, current):
                         self._start_on_stored(order, inc, current)
 
@@ -138,6 +144,12 @@ class Admission:
             return True
 
         self._desk.commit(operations, then, failed=failed)
+
+    def _start_again(self, order: StartOrder, inc: Incarnation) -> None:
+        """What stood in the way, or was to be replaced, has changed: once more from the beginning."""
+        replies = taken(inc.unstarted)
+        self._leave(inc)
+        self.start([order] * len(replies), replies)
 
     def _take_back_start(self, claim: Claim) -> None:
         """A start that was given up may have been applied, now or later: or else the next boot would run it."""
@@ -200,9 +212,7 @@ class Admission:
             return
         replaces = order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED)
         if replaces and current.epoch > inc.claim.epoch:  # it was killed at rest since this start drew its epoch
-            replies = taken(inc.unstarted)
-            self._leave(inc)
-            self.start([order] * len(replies), replies)
+            self._start_again(order, inc)
             return
         if replaces:
             self._claim_starts(
@@ -219,7 +229,10 @@ class Admission:
                 error,
             )
             return
-        if found is None or found.definition is not order.definition:
+        if found is None:
+            self._start_again(order, inc)  # deleted since it was found to be there
+            return
+        if found.definition is not order.definition:
             self._not_started(inc, RunExists(order.run_id, status))
             return
         self._leave(inc)
@@ -253,7 +266,7 @@ class Admission:
                 again.add_done_callback(partial(one_done, order=order))
                 self.start([msgspec.structs.replace(order, if_exists="replace")], [again])
                 return
-            if error is not None:
+            if error is not None and not isinstance(error, ChildGone):  # nothing is owed for one that is gone
                 errors.append(error if isinstance(error, ExecutusError) else StartFailed(str(error)))
             left -= 1
             if left == 0:
@@ -386,7 +399,8 @@ class Admission:
                     quarantined += status is RunStatus.QUARANTINED
                     self._tell_set_aside(stored, status, reason)
                     if (claim.status, claim.reason) != (status, reason):
-                        batch.append((None, SetAside(expected=claim.token, status=status, reason=reason)))
+                        at_s = self._env.clock.wall_s()
+                        batch.append((None, SetAside(expected=claim.token, status=status, reason=reason, at_s=at_s)))
             if len(batch) == RECOVERY_BATCH:
                 batches.append(batch)
                 batch = []

@@ -32,6 +32,7 @@ from executus.actors.messages import (
 )
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
+from executus.actors.retention import DEFAULT_RETENTION, FILLING_RATIO, RetentionPolicy
 from executus.actors.run import Run
 from executus.actors.runtime_tree import RUNS_STOP_S, RuntimeTree
 from executus.actors.stored_runs import resting_incarnation
@@ -81,6 +82,7 @@ class Core:
         defaults: Policies,
         logger: Any,
         clock: Clock | None = None,
+        retention: RetentionPolicy = DEFAULT_RETENTION,
     ) -> None:
         self.registry = Registry(runs, defaults)
         self.store = _store(store)
@@ -88,6 +90,7 @@ class Core:
         self.table: dict[str, Incarnation] = {}
         self.logger = default_logger() if logger is None else logger
         self._clock = SystemClock() if clock is None else clock
+        self._retention = retention
         self._pid = 0
         self._state = "new"
         self._lock = threading.Lock()
@@ -142,6 +145,7 @@ class Core:
     def plant(self, env: Environment) -> None:
         """Make the tree for that environment. Nothing of it runs yet."""
         self.env = env
+        env.retention = self._retention
         self.tree = RuntimeTree(env, self.table, crashed=self._crashed, ended=self._ended)
 
     def _opened(self) -> None:
@@ -449,7 +453,7 @@ class Core:
             error, kind = error or ErrorInfo.of(raised), "?"
         leaked = self.env.leaked_threads()
         return Health(
-            ok=error is None and leaked == 0 and ratio < 0.8,  # noqa: PLR2004 - the warning threshold of the space rule
+            ok=error is None and leaked == 0 and ratio < FILLING_RATIO,
             live_runs=len(self.table),
             store=kind,
             store_error=None if error is None else str(error),

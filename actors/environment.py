@@ -13,6 +13,7 @@ from executus.actors.clock import Clock, Timers
 from executus.actors.dispatcher import Dispatcher
 from executus.actors.events import EventBus
 from executus.actors.outcomes import ErrorInfo
+from executus.actors.retention import DEFAULT_RETENTION, RetentionPolicy
 from executus.stores import EPOCHS_PER_BOOT, CheckpointStore
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Environment:
     stack_of: Callable[[int | None], str]
     leaked_threads: Callable[[], int]
     next_turn: Callable[[], Awaitable[None]] = _next_round
+    retention: RetentionPolicy = DEFAULT_RETENTION
     store_trouble: ErrorInfo | None = None
     """Why commits fail at present. The store actor writes it, health reads it."""
     _opened_at_s: float = field(init=False)

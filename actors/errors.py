@@ -95,6 +95,13 @@ class StartFailed(ExecutusError):
     """The run could not be started; nothing of it is left behind unless the text says otherwise."""
 
 
+class ChildGone(StartFailed):
+    """A parent spawns a child again whose end its state has taken in, and which retention has deleted since."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"run {run_id!r} was not started: it has ended, its parent knows, and it was deleted")
+
+
 class RunExists(ExecutusError):
     """The id is taken, by a live run or a finished one."""
 

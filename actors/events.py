@@ -158,6 +158,25 @@ class StoreActorRestarted(Event, frozen=True, kw_only=True, tag=True):
     error: ErrorInfo
 
 
+class RunsPruned(Event, frozen=True, kw_only=True, tag=True):
+    """A sweep has deleted `count` ended runs, by status in `pruned`.
+
+    It has passed over `needed` whose parents have not taken in their ends. `filling` says that the store is so full
+    that runs went early.
+    """
+
+    count: int
+    pruned: dict[str, int]
+    needed: int
+    filling: bool
+
+
+class StoreFilling(Event, frozen=True, kw_only=True, tag=True):
+    """So much of the store's map is in use that ended runs are kept for a shorter time. At 90 % no new run is taken."""
+
+    used_ratio: float
+
+
 class RuntimeOpened(Event, frozen=True, kw_only=True, tag=True):
     """The runtime is open."""
 
@@ -190,6 +209,7 @@ SEVERITY: Final[dict[type[Event], str]] = {
     StoreDegraded: "error",
     StoreRecovered: "warning",
     StoreActorRestarted: "error",
+    StoreFilling: "warning",
     SnapshotSaved: "debug",
     RunProgressed: "debug",
 }

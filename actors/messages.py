@@ -203,6 +203,10 @@ class DrainDeadline(msgspec.Struct, frozen=True):
     """The drain must answer now, whatever is left."""
 
 
+class Prune(msgspec.Struct, frozen=True):
+    """Look for ended runs that are kept no longer, and delete the next few of them."""
+
+
 class SweepIdle(msgspec.Struct, frozen=True):
     """Look for callbacks that have gone on without a heartbeat."""
 

@@ -17,6 +17,7 @@ from executus.actors.incarnation import RunView
 from executus.actors.interruption import DrainReport
 from executus.actors.messages import IfExists
 from executus.actors.policies import Policies, RestartPolicy, SavePolicy, StopPolicy
+from executus.actors.retention import RetentionPolicy
 from executus.actors.run import Run
 from executus.actors.serving import serve_on_loop, serve_on_thread
 from executus.stores import RunStatus
@@ -38,11 +39,13 @@ class _Face:
         restart_policy: RestartPolicy | None = None,
         save_policy: SavePolicy | None = None,
         stop_policy: StopPolicy | None = None,
+        retention_policy: RetentionPolicy | None = None,
         drain_timeout_s: float = DRAIN_S,
         logger: Any = None,
     ) -> None:
         defaults = Policies(restart_policy or RestartPolicy(), save_policy or SavePolicy(), stop_policy or StopPolicy())
-        self._core = Core(store, runs=runs, defaults=defaults, logger=logger)
+        retention = retention_policy or RetentionPolicy()
+        self._core = Core(store, runs=runs, defaults=defaults, logger=logger, retention=retention)
         self._drain_timeout_s = drain_timeout_s
 
     @property
@@ -63,9 +66,9 @@ class Runtime(_Face):
 
     `store` is a folder, a store, or None for memory. Opening resumes whatever was interrupted; leaving the block
     suspends what still runs. Async callbacks run on an event loop of its own. The policies are defaults for run
-    classes that set none. `logger` is a structlog logger; None takes structlog as configured, or the standard
-    library's logger "executus"; False writes no log. One process owns a store; any number of runtimes live in one
-    process.
+    classes that set none; `retention_policy` says how long ended runs stay in the store. `logger` is a structlog
+    logger; None takes structlog as configured, or the standard library's logger "executus"; False writes no log. One
+    process owns a store; any number of runtimes live in one process.
     """
 
     def open(self) -> Self:

@@ -30,6 +30,7 @@ from executus.actors.messages import (
     EndRun,
     OfferSave,
     Probe,
+    Prune,
     Recover,
     ResumeRun,
     RetryCommit,
@@ -57,6 +58,7 @@ from executus.actors.outcomes import (
 )
 from executus.actors.policies import Restart, decide
 from executus.actors.policies import Settle as SettleAs
+from executus.actors.pruning import Pruning
 from executus.actors.run import remaining
 from executus.actors.run_actor import RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
@@ -95,6 +97,7 @@ class RunSupervisor(Actor):
         self.family = Family(self.desk, self.end_run)
         self.deliveries = Deliveries(self.desk)
         self.admission = Admission(self.desk, self, self.family, self.deliveries)
+        self.pruning = Pruning(self.desk)
         self._ready = ready
         self._endings: dict[Incarnation, Ending] = {}
         self._unclaimed: set[Incarnation] = set()
@@ -136,8 +139,11 @@ class RunSupervisor(Actor):
                 self._timer_elapsed(message)
             case SweepIdle():
                 self.interruption.sweep()
+            case Prune():
+                self.pruning.go_on()
             case Recover():
                 self.admission.recover(self._recovered)
+                self.pruning.begin()
             case StoreCrashed(error):
                 self.desk.all_failed(error)
             case StoreRestarted():
@@ -397,7 +403,7 @@ class RunSupervisor(Actor):
         self._endings[inc] = ending
         operation: Operation
         if status in {RunStatus.PARKED, RunStatus.QUARANTINED}:
-            operation = SetAside(expected=inc.claim.token, status=status, reason=reason)
+            operation = SetAside(expected=inc.claim.token, status=status, reason=reason, at_s=self.env.clock.wall_s())
         else:
             data = result if isinstance(outcome, Completed) else None if outcome is None else encode_outcome(outcome)
             operation = Settle(

@@ -30,13 +30,14 @@ from executus.stores.operations import (
     Claim,
     Delete,
     Operation,
+    Refusal,
     Refused,
     Save,
     SetAside,
     Settle,
     Verdict,
 )
-from executus.stores.records import ENDED_FOR_GOOD, LIVE, Chunk, Inbox, RunClaim, RunStatus, Snapshot
+from executus.stores.records import ENDED_FOR_GOOD, LIVE, Chunk, Inbox, ParentLink, RunClaim, RunStatus, Snapshot
 from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, child_key, range_below, run_key, snapshot_key
 from executus.stores.staging import Staging
 
@@ -101,6 +102,8 @@ class Batch:
         verdict = judge_claim(op, before.claim if before else None)
         if verdict is not Fit.APPLY:
             return verdict
+        if before is None and self._is_gone_child(op, key):
+            return Refused(Refusal.GONE)
         after = before._replace(claim=claim) if before else _fresh(claim)
         if before and (op.record is not None or op.drop_snapshots):
             self._drop_snapshots(key, before)
@@ -116,6 +119,8 @@ class Batch:
             if op.record.parent is not None:
                 link = child_key(run_key(op.record.parent.run_id), key)
                 self._put(Table.CHILDREN, link, codec.encode_link(op.record.parent, link))
+                if self._get(Table.GONE_CHILDREN, link) is not None:  # of an earlier beginning
+                    self._put(Table.GONE_CHILDREN, link, None)
         if op.outcome is not None:
             self._put_outcome(claim, key, op.outcome)
         if claim.status in ENDED_FOR_GOOD:
@@ -192,6 +197,7 @@ class Batch:
         verdict = judge_delete(op, fence.claim if fence else None)
         if verdict is Fit.APPLY:
             self._drop_snapshots(key, fence)
+            self._leave_to_parent(key)
             self._drop_links(key)
             drop_everything(self._staging, key)
             for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
@@ -304,10 +310,45 @@ class Batch:
         for child in children:
             self._put(Table.CHILDREN, child_key(parent, run_key(child)), None)
 
+    def _leave_to_parent(self, key: bytes) -> None:
+        """A parent that goes on, and has taken in the end of this child, may spawn it again when it repeats a step."""
+        data = self._get(Table.RECORDS, key)
+        try:
+            parent = codec.decode_record(data, key).parent if data is not None else None
+        except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+            return
+        if parent is None:
+            return
+        link = child_key(run_key(parent.run_id), key)
+        if self._get(Table.CHILDREN, link) is None and self._goes_on(parent):
+            self._put(Table.GONE_CHILDREN, link, codec.encode_link(parent, link))
+
+    def _goes_on(self, parent: ParentLink) -> bool:
+        try:
+            fence = self._fence(parent.run_id, run_key(parent.run_id))
+        except (RecordCorrupt, StoreTooNew):
+            return True  # nobody knows that it has ended
+        if fence is None or (fence.claim.incarnation, fence.claim.begun) != (parent.incarnation, parent.begun):
+            return False
+        return fence.claim.status not in ENDED_FOR_GOOD
+
+    def _is_gone_child(self, op: Claim, key: bytes) -> bool:
+        parent = None if op.record is None else op.record.parent
+        if parent is None:
+            return False
+        link = child_key(run_key(parent.run_id), key)
+        data = self._get(Table.GONE_CHILDREN, link)
+        if data is None:
+            return False
+        gone = codec.decode_link(data, link)
+        return (gone.incarnation, gone.begun) == (parent.incarnation, parent.begun)
+
     def _drop_links(self, key: bytes) -> None:
         """Drop the links of a run's children, and its own to its parent."""
         for link in [*self._links_below(*range_below(key)), *self._own_links(key)]:
             self._put(Table.CHILDREN, link, None)
+        for link, _ in self._staging.items(Table.GONE_CHILDREN, *range_below(key)):
+            self._put(Table.GONE_CHILDREN, link, None)
 
     def _own_links(self, key: bytes) -> list[bytes]:
         data = self._get(Table.RECORDS, key)

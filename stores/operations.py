@@ -17,10 +17,12 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     snapshots, outcome and child links of the one before. `outcome` is kept with the claim: that of a tombstone (a claim
     with a terminal status), or the last result of a permanent run. `drop_snapshots` makes the execution begin afresh.
     Refused FENCED when the token there is another one or the epoch is not newer than its, EXISTS when `expected` is
-    None and the id is taken, MISSING when it is gone. The same claim once more (a retry after an unknown outcome) is
-    accepted. A claim that is an ending itself is refused SETTLED where the run has ended already: the first ending
-    stands. A new record also drops the run's own link to the parent that its old record named, and all messages with
-    their ids. A claim that ends the run for good drops its messages; `drop_snapshots` keeps those that are pending.
+    None and the id is taken, MISSING when it is gone, GONE for a child that was deleted after this beginning of its
+    parent had taken in its end: a step that is repeated must not begin it once more. The same claim once more (a retry
+    after an unknown outcome) is accepted. A claim that is an ending itself is refused SETTLED where the run has ended
+    already: the first ending stands. A new record also drops the run's own link to the parent that its old record
+    named, and all messages with their ids. A claim that ends the run for good drops its messages; `drop_snapshots`
+    keeps those that are pending.
     """
 
     claim: RunClaim
@@ -126,6 +128,7 @@ class Append(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome, links, messages and their ids.
 
+    Of a child whose end its parent has taken in, and which that may spawn again, it stays known that there was one.
     Refused FENCED under another token, RUNNING while it runs. Deleting what is not there is accepted.
     """
 
@@ -148,6 +151,7 @@ class Refusal(enum.StrEnum):
     SETTLED = "settled"
     RUNNING = "running"
     FULL = "full"
+    GONE = "gone"
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):

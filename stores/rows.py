@@ -30,6 +30,7 @@ class Table(enum.StrEnum):
     MESSAGES = "messages"
     MESSAGE_IDS = "message-ids"
     JOURNALS = "journals"
+    GONE_CHILDREN = "gone-children"
     ENDED_COMPLETED = "ended-completed"
     ENDED_FAILED = "ended-failed"
     ENDED_QUARANTINED = "ended-quarantined"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from executus.actors.events import Event, RunEvent, RunRestored, SnapshotSaved
 from executus.actors.incarnation import Ending, Incarnation
@@ -45,6 +45,15 @@ class Row:
     incarnation: int
     epoch: int
     status: RunStatus
+    begun: int = 0
+
+
+class Owed(NamedTuple):
+    """The beginning of a parent to which the end of a child is owed, until a stored state has taken it in."""
+
+    run_id: str
+    incarnation: int
+    begun: int
 
 
 @dataclass(slots=True)
@@ -66,6 +75,10 @@ class Ledger:
         self.violations: list[str] = []
         self.boot = 0
         self.rows: dict[str, Row] = {}
+        self.deleted: set[Life] = set()
+        """By retention, or because their start was given up."""
+        self.owed: dict[str, Owed] = {}
+        """By child."""
         self.stored: dict[Life, int] = {}
         self.acknowledged: dict[Life, int] = {}
         self.life_of: dict[int, Life] = {}
@@ -131,12 +144,14 @@ class Ledger:
                 self._claimed(op)
             case Save():
                 self._saved(op.snapshot.run_id, op.snapshot.incarnation, op.snapshot.epoch, op.snapshot.seq)
+                self._taken_in(op.consumed_children)
             case Settle():
                 self._settled(op)
+                self._taken_in(op.consumed_children)
             case SetAside():
                 self.rows[op.expected.run_id].status = op.status
             case Delete():
-                self.rows.pop(op.token.run_id, None)
+                self._deleted(op)
 
     def _appended(self, op: Append, number: int) -> None:
         numbers = self.appended.setdefault((op.run_id, op.incarnation), {})
@@ -193,11 +208,32 @@ class Ledger:
                     before.status not in ENDED or before.status is RunStatus.FAILED,
                     f"{life} had ended as {before.status.value}; a tombstone was put over it",
                 )
-        self.rows[claim.run_id] = Row(claim.incarnation, claim.epoch, claim.status)
+        self.rows[claim.run_id] = Row(claim.incarnation, claim.epoch, claim.status, claim.begun)
         if op.record is not None:
             self.stored[life] = 0
+            self.owed.pop(claim.run_id, None)
+            link = op.record.parent
+            if link is not None:
+                self.owed[claim.run_id] = Owed(link.run_id, link.incarnation, link.begun)
         elif op.drop_snapshots:
             self.restarted_from_input.add(life)
+
+    def _taken_in(self, children: Sequence[str]) -> None:
+        for child in children:
+            self.owed.pop(child, None)
+
+    def _deleted(self, op: Delete) -> None:
+        run_id = op.token.run_id
+        row = self.rows.pop(run_id, None)
+        if row is None:
+            return  # a retry
+        self.check(row.status not in LIVE, f"{run_id} was {row.status.value} and has been deleted")
+        self.deleted.add((run_id, row.incarnation))
+        link = self.owed.pop(run_id, None)
+        parent = None if link is None else self.rows.get(link.run_id)
+        if link is not None and parent is not None and (parent.incarnation, parent.begun) == link[1:]:
+            ended = parent.status in ENDED - RESUMABLE
+            self.check(ended, f"{run_id} was deleted, and its parent {parent} has not taken in its end")
 
     def _fence(self, run_id: str, incarnation: int, epoch: int, what: str) -> None:
         row = self.rows.get(run_id)
@@ -279,6 +315,8 @@ class Ledger:
             return  # somebody found it while it was being claimed
         if process.closing or (row is not None and row.incarnation > life[1]):
             return  # an old handle of what nobody can look up any more
+        if life in self.deleted and ending.outcome is None:
+            return  # and one of a run that rested, came back, ended and was deleted: how, nobody can look up
         proven = self._proves(life, ending, inc.durable)
         if not proven:
             self.check(
@@ -305,7 +343,7 @@ class Ledger:
         if not durable:
             return True
         if row is None:
-            return False
+            return life in self.deleted
         if ending.outcome is None and row.status in {RunStatus.KILLED, RunStatus.CANCELLED}:
             return True  # it rested, and in the same commit it was killed at rest
         return row.incarnation > life[1] or (row.incarnation == life[1] and row.status is ending.status)

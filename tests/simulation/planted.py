@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from executus.actors import admission, journal_keeper, save_slot, store_actor, supervisor
+from executus.actors import admission, journal_keeper, pruning, save_slot, store_actor, supervisor
 from executus.actors.deliveries import Deliveries
 from executus.actors.family import Family
 from executus.actors.incarnation import Incarnation, Letter, Letters
@@ -183,6 +183,11 @@ def a_crashed_store_is_not_restarted(patch: pytest.MonkeyPatch) -> None:
             original(self, child, how, error)
 
     patch.setattr(Supervisor, "failed", failed)
+
+
+def a_child_whose_end_is_needed_is_deleted(patch: pytest.MonkeyPatch) -> None:
+    """Retention does not ask whether the parent has taken in the end."""
+    patch.setattr(pruning, "is_needed", lambda _link, _parent: False)
 
 
 def consumed_when_taken(patch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from executus.stores import (
+    EndedRun,
     LoadedSnapshot,
     MemoryStore,
     Operation,
     ParentLink,
     RunClaim,
+    RunStatus,
     StoredMessage,
     StoredRun,
     StoreFull,
@@ -143,6 +145,18 @@ class FailingStore:
     def children(self, run_id: str) -> list[tuple[str, ParentLink]]:
         self._read()
         return self._disk.children(run_id)
+
+    def ended(self, status: RunStatus, *, after: EndedRun | None = None, limit: int = 1000) -> list[EndedRun]:
+        self._read()
+        return self._disk.ended(status, after=after, limit=limit)
+
+    def count_ended(self) -> dict[RunStatus, int]:
+        self._read()
+        return self._disk.count_ended()
+
+    def parent_link(self, run_id: str) -> ParentLink | None:
+        self._read()
+        return self._disk.parent_link(run_id)
 
     def messages(self, run_id: str) -> list[StoredMessage]:
         self._read()

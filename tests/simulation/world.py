@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 from unittest import mock
 
+import msgspec
 import structlog
 
 from executus.actors import journal_keeper
@@ -21,6 +22,7 @@ from executus.actors.handle import RunHandle
 from executus.actors.incarnation import Ending, Incarnation, Stage
 from executus.actors.outcomes import CancelRequested, Completed, KillRequested, StopRequested
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
+from executus.actors.retention import FOREVER, Keep, RetentionPolicy
 from executus.actors.stored_runs import stored_outcome
 from executus.stores import ENDED, RESUMABLE, Base, ExecutusError, MemoryStore, RunStatus, codec
 from executus.stores.journal_rows import bases_of
@@ -59,7 +61,7 @@ class SimCore(Core):
     """The shipped core in an environment without threads."""
 
     def __init__(self, process: Process) -> None:
-        super().__init__(process.store, runs=(), defaults=Policies(), logger=False)
+        super().__init__(process.store, runs=(), defaults=Policies(), logger=False, retention=process.world.retention)
         self.registry = process.registry
         self._process = process
 
@@ -93,6 +95,11 @@ class SimCore(Core):
             left += [f"order {order}" for order in store._orders]
             left += [f"slot {slot.token}" for slot in (*store._slots, *store._due_of)]
         return left
+
+    def pruning(self) -> Any:
+        """The supervisor's retention, while it lives."""
+        supervisor = None if self.tree.runs is None else cast("Any", self.tree.runs)._actor_weakref()
+        return None if supervisor is None else supervisor.pruning
 
     def _crashed(self, error: BaseException) -> None:
         if not self._process.dead and self._state != "opening":
@@ -318,6 +325,7 @@ class World:
         )
         self.clock = SimClock(self.scheduler)
         self.budget = TurnBudget(messages=rng.choice((1, 1, 4, 64)))
+        self.retention = _retention(rng)
         self.disk = MemoryStore()
         self.weather = Weather()
         self.ledger = Ledger(self.disk, lambda: self.scheduler.now_s)
@@ -506,7 +514,8 @@ class World:
             row = self.ledger.rows.get(run_id)
             if inc.durable:
                 self.ledger.check(
-                    row is not None and row.incarnation >= inc.incarnation,
+                    (row is not None and row.incarnation >= inc.incarnation)
+                    or (run_id, inc.incarnation) in self.ledger.deleted,
                     f"{run_id} was reported as started, the disk has {row}",
                 )
             process.hold(inc)
@@ -737,6 +746,10 @@ class World:
         """Faults stop; whatever can finish is asked to."""
         self.weather.calm()
         self.deeds.over = True
+        self.retention = msgspec.structs.replace(self.retention, every_s=60.0)
+        pruning = self.process.core.pruning() if self.process is not None and self.process.open else None
+        if pruning is not None:
+            pruning._policy = self.retention
         self.ledger.note("world", "faults stop")
         process = self.process
         if process is not None and (process.closing or process.registry is OLD_REGISTRY) and not process.dead:
@@ -782,6 +795,8 @@ class World:
         for left in process.core.left_over():
             ledger.violated(f"left over at the end: {left}")
         for timer in self.scheduler.timers_of(process):
+            if timer is process.core.pruning().timer:
+                continue  # sweeps go on for ever
             ledger.violated(
                 f"left over at the end: a timer for {timer.when_s - 1000:.3f} at {timer.home.name}: {timer.fn}"
             )

@@ -85,6 +85,7 @@ class Life:
 
 class Model:
     def __init__(self) -> None:
+        self.gone: dict[tuple[str, str], ParentLink] = {}
         self.lives: dict[str, Life] = {}
         self.links: dict[tuple[str, str], ParentLink] = {}
 
@@ -117,11 +118,15 @@ class Model:
                 return "fenced"
             if op.claim.status in ENDED and life.claim.status in ENDED:
                 return "settled"
+        parent = op.record.parent if op.record is not None else None
+        if life is None and parent is not None and self.gone.get((parent.run_id, run_id)) == parent:
+            return "gone"
         if op.record is not None:
             self.forget(run_id)
             life = self.lives[run_id] = Life(op.claim, op.record)
             if op.record.parent is not None:
                 self.links[op.record.parent.run_id, run_id] = op.record.parent
+                self.gone.pop((op.record.parent.run_id, run_id), None)
         assert life is not None
         life.claim = op.claim
         if op.drop_snapshots:
@@ -214,6 +219,12 @@ class Model:
             return "fenced"
         if life.claim.status is RunStatus.RUNNING:
             return "running"
+        link = life.record.parent if life.record else None
+        known = self.lives.get(link.run_id) if link else None
+        if link and known and (link.run_id, op.token.run_id) not in self.links:
+            same = (known.claim.incarnation, known.claim.begun) == (link.incarnation, link.begun)
+            if same and known.claim.status not in ENDED_FOR_GOOD:
+                self.gone[link.run_id, op.token.run_id] = link
         self.forget(op.token.run_id)
         return None
 
@@ -223,6 +234,7 @@ class Model:
             return
         own = (life.record.parent.run_id, run_id) if life.record and life.record.parent else None
         self.links = {pair: link for pair, link in self.links.items() if pair[0] != run_id and pair != own}
+        self.gone = {pair: link for pair, link in self.gone.items() if pair[0] != run_id}
 
     def consume(self, parent: str, children: tuple[str, ...]) -> None:
         for child in children:
