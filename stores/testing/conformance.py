@@ -1029,6 +1029,47 @@ class Resting(Conformance):
         commit_one(store, save(parent, 1, consumed_children=("child",)))
         assert store.parent_link("child") is None
 
+    def gone(self, store: CheckpointStore) -> Token:
+        """The token of a parent that has taken in the end of `child`, which was then deleted."""
+        parent = begin(store, "parent")
+        child = Token("child", 1, 1)
+        commit_one(store, child_of(parent, "child"), settled(child), save(parent, 1, consumed_children=("child",)))
+        assert commit_one(store, deleted(child)) is None
+        return parent
+
+    def test_a_child_that_was_deleted_after_its_parent_had_taken_in_its_end_is_gone(
+        self, disk: Disk, store: CheckpointStore
+    ) -> None:
+        parent = self.gone(store)
+        assert commit_one(store, child_of(parent, "child", epoch=2)) is Refusal.GONE
+        store = rebooted(disk, store)
+        assert commit_one(store, child_of(parent, "child", epoch=2)) is Refusal.GONE
+        assert (store.load("child"), store.children("parent")) == (None, [])
+        assert commit_one(store, started("child", epoch=2)) is None  # nobody's child
+        store.close()
+
+    def test_it_is_gone_for_that_beginning_of_the_parent_only(self, store: CheckpointStore) -> None:
+        parent = self.gone(store)
+        later = ParentLink("parent", parent.incarnation, "k", begun=1)
+        child = Token("child", 1, 2)
+        assert commit_one(store, started("child", 2, parent=later, root_run_id="parent")) is None
+        assert commit_one(store, settled(child), deleted(child), child_of(parent, "child", epoch=3)) is None
+
+    @pytest.mark.parametrize("end", ["replaced", "deleted"])
+    def test_what_was_gone_for_a_parent_is_forgotten_with_it(self, store: CheckpointStore, end: str) -> None:
+        parent = self.gone(store)
+        commit_one(store, settled(parent))
+        commit_one(store, reborn(parent, parent.epoch + 1) if end == "replaced" else deleted(parent))
+        assert commit_one(store, child_of(parent, "child", epoch=2)) is None
+
+    def test_a_child_that_was_deleted_before_its_parent_knew_of_its_end_may_begin_once_more(
+        self, store: CheckpointStore
+    ) -> None:
+        parent = begin(store, "parent")
+        child = Token("child", 1, 1)
+        commit_one(store, child_of(parent, "child"), settled(child), deleted(child))
+        assert commit_one(store, child_of(parent, "child", epoch=2)) is None
+
     def test_the_link_of_a_run_whose_record_is_damaged_cannot_be_told(self, disk: Disk, store: CheckpointStore) -> None:
         begin(store)
         store = rebooted(disk, store, lambda: damage(disk, Table.RECORDS, "r"))
