@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 from executus.actors.console.demo import demo
 from executus.actors.console.doctor import doctor, print_examination
 from executus.actors.console.failures import CommandFailed, ExitCode, complain
+from executus.actors.console.gc import gc, policy_of, print_collection
 from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
 from executus.actors.console.show import print_raw, print_shown, show
@@ -112,6 +113,15 @@ def _doctor(arguments: argparse.Namespace) -> ExitCode:
     return found.exit_code
 
 
+def _gc(arguments: argparse.Namespace) -> ExitCode:
+    found = gc(arguments.store, policy=policy_of(arguments.keep), apply=arguments.apply)
+    if arguments.json:
+        print_json(found)
+    else:
+        print_collection(found, screen_for(as_json=False), MOST_PROBLEMS)
+    return ExitCode.OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="executus", description="Durable, supervised runs: watch them survive, look at what is stored."
@@ -158,6 +168,20 @@ def _parser() -> argparse.ArgumentParser:
         help="name at most N runs of a kind (default: 10)",
     )
     one.set_defaults(command=_doctor)
+
+    one = commands.add_parser(
+        "gc", parents=[common], help="say which ended runs are kept no longer; with --apply delete them"
+    )
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument("--apply", action="store_true", help="delete them; no daemon may own the store")
+    one.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="ENDING=AGE/NUMBER",
+        help="for instance completed=7d/10000, failed=30d, killed=/100, cancelled=forever (default: the runtime's)",
+    )
+    one.set_defaults(command=_gc)
     return parser
 
 
