@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CONFTEST = 'pytest_plugins = ["executus.actors.testing.plugin"]\n'
 
 RUNS = """
@@ -66,29 +64,38 @@ def test_crashes(crash_everywhere):
     assert "3 passed" in text
 
 
-@pytest.mark.parametrize(
-    ("test", "named"),
-    [
-        ("RUNTIME.start(Waits, 0, run_id='r')", "run 'r' (Waits)"),
-        ("RUNTIME; threading.Thread(target=threading.Event().wait, name='left', daemon=True).start()", "thread 'left'"),
-        ("RUNTIME; globals().update(left=asyncio.new_event_loop())", "event loop <"),
-        pytest.param(
-            "RUNTIME; globals().update(left=open(tmp_path / 'left.txt', 'w'))",
-            "left.txt (1)",
-            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is open"),
-        ),
-    ],
-    ids=["runs", "threads", "loops", "files"],
-)
-def test_what_is_left_alive_fails_the_test_and_is_named(tmp_path: Path, test: str, named: str) -> None:
-    body = test.replace("RUNTIME", "runtime(runs=[Waits])")
-    code, text = outcome(tmp_path, f"def test_it(runtime, tmp_path):\n    {body}\n")
-    assert code == 1, text
-    assert "the test left alive" in text
-    assert named in text
-    allowed = test.replace("RUNTIME", "runtime(runs=[Waits], may_leave={'runs', 'threads', 'files', 'loops'})")
-    code, text = outcome(tmp_path, f"def test_it(runtime, tmp_path):\n    {allowed}\n")
-    assert "the test left alive" not in text
+LEFT = {
+    "runs": ("RUNTIME.start(Waits, 0, run_id='r')", "run 'r' (Waits)"),
+    "threads": (
+        "RUNTIME; threading.Thread(target=threading.Event().wait, name='left', daemon=True).start()",
+        "thread 'left'",
+    ),
+    "loops": ("RUNTIME; LEFT.append(asyncio.new_event_loop())", "event loop <"),
+    "files": ("RUNTIME; LEFT.append(open(tmp_path / 'left.txt', 'w'))", "left.txt (1)"),
+}
+if sys.platform != "linux":
+    del LEFT["files"]  # only Linux tells what is open
+
+
+def test_what_is_left_alive_fails_the_test_and_is_named_unless_it_is_meant(tmp_path: Path) -> None:
+    lines = [
+        "import executus.actors.testing.plugin as plugin",
+        "plugin.LEFT_AFTER_S = 0.2",  # these are there for good
+        "LEFT = []",
+    ]
+    for kind, (body, _) in LEFT.items():
+        meant = {kind, "files"} if kind == "loops" else {kind}  # a loop has files of its own
+        for name, options in (("left", ""), ("meant", f", may_leave={meant}")):
+            code = body.replace("RUNTIME", f"runtime(runs=[Waits]{options})")
+            lines += [f"def test_{kind}_{name}(runtime, tmp_path):", f"    {code}"]
+    lines += ["def test_the_end():", "    [left.close() for left in LEFT]"]
+    code, text = outcome(tmp_path, "\n".join(lines) + "\n")
+    assert code == 1
+    assert f"{len(LEFT) + 1 + len(LEFT)} passed, {len(LEFT)} errors" in text
+    assert text.count("the test left alive") == len(LEFT)
+    for kind, (_, named) in LEFT.items():
+        assert f"ERROR at teardown of test_{kind}_left" in text
+        assert named in text
 
 
 def test_of_a_run_that_is_left_the_virtual_clock_tells_as_well(tmp_path: Path) -> None:
