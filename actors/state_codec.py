@@ -84,9 +84,10 @@ class StateCodec:
         if not (self._items or snapshot.journals):
             return self._decoder.decode(snapshot.state), ()
         journals: list[Journal[Any]] = [_EMPTY] * len(snapshot.journals)
+        placed: set[int] = set()
 
         def journal_at(kind: Any, found: object) -> Journal[Any]:
-            number = number_of_place(found, len(journals))
+            number = _first_place(found, len(journals), placed)
             items = _items_of(loaded, number, self._items[kind].decoder)
             journals[number] = journal_of(Log(items), len(items))
             return journals[number]
@@ -132,10 +133,11 @@ _EMPTY: Final[Journal[Any]] = Journal()
 
 def plain_state(loaded: LoadedSnapshot) -> Any:
     """A snapshot's state as plain dicts, lists and scalars, a journal as a list. Raises msgspec.DecodeError."""
+    placed: set[int] = set()
 
     def items_at(code: int, data: memoryview) -> _Items:
         found = msgspec.msgpack.Ext(code, bytes(data))
-        return _items_of(loaded, number_of_place(found, len(loaded.chunks)), _plain_lists)
+        return _items_of(loaded, _first_place(found, len(loaded.chunks), placed), _plain_lists)
 
     return msgspec.msgpack.decode(loaded.snapshot.state, ext_hook=items_at)
 
@@ -147,6 +149,15 @@ def _items_of(loaded: LoadedSnapshot, number: int, decoder: msgspec.msgpack.Deco
         items[chunk.position :] = decoder.decode(chunk.items)
     del items[layout[-1].end if layout else 0 :]
     return items
+
+
+def _first_place(found: object, journals: int, placed: set[int]) -> int:
+    """The number that a place holds, which stands in a state once: each time its items would be built anew."""
+    number = number_of_place(found, journals)
+    if number in placed:
+        raise msgspec.ValidationError(f"The state has journal {number} twice")
+    placed.add(number)
+    return number
 
 
 def number_of_place(found: object, journals: int) -> int:

@@ -267,6 +267,9 @@ def newest_readable(
         else:
             if snapshot.incarnation == incarnation:
                 readable.append(snapshot)
+    if list(generations) == [snapshot_key(run_key(run_id), 1)]:
+        # The first generation stands in slot 0, and from then on there is one: a bit flipped in its key hides it.
+        damaged.append((None, f"snapshot of {run_id!r}: the other generation is not there"))
     for newest in sorted(readable, key=lambda snapshot: snapshot.seq, reverse=True):
         try:
             chunks = read_chunks(scan, run_key(run_id), newest)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from executus.stores import LmdbStore, RecordCorrupt, StoreCorrupt
-from executus.stores.rows import Table
+from executus.stores.rows import Table, snapshot_key
 from tests.harness.corruption import PAGE, Examination
 from tests.harness.reports import report_of
 from tests.harness.shelf import Shelf
@@ -68,6 +68,20 @@ def test_a_claim_hidden_by_a_flipped_key_is_a_damaged_run_and_no_free_id(store_p
             store.load_snapshot("run-000")
         assert "run-000" in store.damaged()
         assert commit_one(store, started("run-000", 1 << 40)) == "exists"
+    finally:
+        store.close()
+
+
+def test_a_generation_hidden_by_a_flipped_key_is_told_of(store_path: Path) -> None:
+    shelf = Shelf(store_path, 1)
+    _renamed(store_path, Table.SNAPSHOTS, snapshot_key(b"run-000", 0))
+    store = LmdbStore(store_path, profile="process")
+    store.open()
+    try:
+        loaded = store.load_snapshot("run-000")
+        assert loaded is not None
+        assert loaded.snapshot in shelf.snapshots["run-000"].values()
+        assert loaded.fell_back is not None
     finally:
         store.close()
 

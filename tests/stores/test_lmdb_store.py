@@ -221,7 +221,7 @@ def test_a_store_restored_from_a_copy_opens(store_path: Path, tmp_path: Path) ->
         assert [c.token for c in store.live()] == tokens
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[]", '{"pid": "x"}', "{}" * 5000])
+@pytest.mark.parametrize("text", ["", "no json", "[]", '{"pid": "x"}', '{"x":' + "[" * 4000, "{}" * 5000])
 def test_unreadable_facts_of_the_last_owner_cost_a_check_and_no_more(store_path: Path, text: str) -> None:
     filled(store_path)
     (store_path / "owner.json").write_text(text)
