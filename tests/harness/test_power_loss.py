@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.harness import power_loss, traced
+from tests.harness import nth_failure, power_loss, traced
 from tests.harness.crash_states import Disk, Grain, marks_until
 from tests.harness.power_loss import PROFILES, Profile
 from tests.harness.traced import Flush, FlushFolder, Link, Write
@@ -14,12 +16,13 @@ from tests.harness.traced import Flush, FlushFolder, Link, Write
 STATES = 250
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module")
 def strace() -> None:
     if why := traced.why_not():
         pytest.skip(why)
 
 
+@pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_after_a_power_loss_there_is_what_the_profile_promises(profile: Profile) -> None:
     losses = power_loss.lose_power(profile, STATES, seed=1)
@@ -28,18 +31,21 @@ def test_after_a_power_loss_there_is_what_the_profile_promises(profile: Profile)
     assert losses.distinct > STATES / 2
 
 
+@pytest.mark.usefixtures("strace")
 def test_a_power_loss_soon_after_a_refused_write_or_flush_loses_nothing_either() -> None:
     losses = power_loss.lose_power_on_a_failing_disk(100, seed=1)
     assert losses.failures == []
     assert losses.kinds == {"whole": 100}
 
 
+@pytest.mark.usefixtures("strace")
 def test_a_store_that_does_not_flush_is_seen_to_lose_what_was_acknowledged() -> None:
     losses = power_loss.lose_power("process", 60, seed=2, held_to="power")
     assert losses.kinds["whole"] < 60
     assert len(losses.failures) == 60 - losses.kinds["whole"]
 
 
+@pytest.mark.usefixtures("strace")
 def test_a_store_that_acknowledges_before_the_last_flush_is_seen_to_lose_the_last_commit() -> None:
     losses = power_loss.lose_power("power-1", 60, seed=3, held_to="power")
     assert losses.kinds["last commit lost"] == len(losses.failures) > 0
@@ -103,6 +109,7 @@ def test_a_name_is_there_once_its_folder_was_flushed() -> None:
     assert {tuple(disk.crash(random.Random(seed), "sectors")) for seed in range(200)} == {("f",)}
 
 
+@pytest.mark.usefixtures("strace")
 def test_a_recording_is_read_as_it_happened() -> None:
     recording = power_loss.record_life("power", seed=4)
     marks = marks_until(recording.actions)
@@ -110,3 +117,17 @@ def test_a_recording_is_read_as_it_happened() -> None:
     assert marks[-1][0] == "closed"
     flushes = [action for action in recording.actions if isinstance(action, Flush)]
     assert len(flushes) >= marks[-1][1]
+
+
+@pytest.mark.parametrize("program", [power_loss, nth_failure])
+def test_where_nothing_can_be_traced_the_report_says_so_and_why(
+    program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    report = program.run(5, 1)
+    assert (report.count, report.failures, report.kept) == (0, (), False)
+    assert "strace is not installed" in report.text()
+
+    (tmp_path / "strace").write_text("#!/bin/sh\necho 'ptrace: Operation not permitted' >&2; exit 1\n")
+    (tmp_path / "strace").chmod(0o755)
+    assert "may not trace here: ptrace: Operation not permitted" in program.run(5, 1).skipped
