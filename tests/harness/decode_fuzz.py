@@ -34,15 +34,24 @@ import msgspec
 
 from executus.actors import Done, Journal, ResultUnreadable, Run
 from executus.actors.definition import RunDefinition, decode_next, encode_next
-from executus.actors.errors import OptionsUnreadable
+from executus.actors.errors import MessageUnreadable, OptionsUnreadable
 from executus.actors.outcomes import Completed, ErrorInfo, Failed, Phase, encode_outcome, safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Beginning, Stepping, Waiting
 from executus.actors.state_codec import StateCodec, plain_state
 from executus.actors.stored_runs import incarnation_of_record, stored_outcome
-from executus.actors.user_types import decoder_of
 from executus.stores import RecordCorrupt, RecordTooLarge, RunStatus, StoreTooNew, codec, owner_lock
-from executus.stores.records import MAX_RECORD_BYTES, Base, Chunk, LoadedSnapshot, ParentLink, Piece, Token
+from executus.stores.records import (
+    MAX_RECORD_BYTES,
+    Base,
+    Chunk,
+    Inbox,
+    LoadedSnapshot,
+    Message,
+    ParentLink,
+    Piece,
+    Token,
+)
 from tests.harness import hostile_boot
 from tests.harness.forks import forked
 from tests.harness.report import Report
@@ -132,6 +141,7 @@ class Diary(msgspec.Struct, frozen=True):
 DIARY = StateCodec(Diary, "Diary").encode(Diary(Journal(), {"a": Journal()}))[0]
 DIARY_PAGES = msgspec.msgpack.encode([Leaf(1.5), Leaf(2.5, dt.datetime(2024, 1, 2, tzinfo=dt.UTC))])
 DIARY_LAYOUTS = ((Piece(Base(1, 1), 0, 2),), (Piece(Base(1, 1), 0, 2),))
+MESSAGE = Message(run_id="run", incarnation=1, number=1, message_id="m", body=DIARY_PAGES, sent_at_s=1.0)
 PAGES_CHUNK = Chunk(base=Base(1, 1), position=0, count=2, items=DIARY_PAGES)
 
 
@@ -170,6 +180,9 @@ def frames() -> dict[str, Target]:
         "link": (lambda data: codec.decode_link(data, KEY), TYPED),
         "number": (lambda data: codec.decode_number(data, KEY), TYPED),
         "chunk": (lambda data: codec.decode_chunk(data, KEY), TYPED),
+        "inbox": (lambda data: codec.decode_inbox(data, KEY), TYPED),
+        "message": (lambda data: codec.decode_message(data, KEY), TYPED),
+        "message id": (lambda data: codec.decode_message_id(data, KEY), TYPED),
         "stamp": (lambda data: codec.peek_stamp(data, codec.Kind.SNAPSHOT, KEY), ()),
     }
 
@@ -178,7 +191,6 @@ def contents() -> dict[str, Target]:
     """What is inside them, and the actors read."""
     hostage = RunDefinition(Hostage)
     diary = StateCodec(Diary, "Diary")
-    messages = decoder_of(hostage.message_type, "message", hostage.name)
     folder = Path(tempfile.mkdtemp(prefix="executus-facts-"))
     facts = folder / owner_lock.FACTS_NAME
 
@@ -197,7 +209,7 @@ def contents() -> dict[str, Target]:
     return {
         "state": (hostage.states.decode, USERS),
         "input": (hostage.decode_input, USERS),
-        "message": (messages.decode, USERS),
+        "body of a message": (lambda data: hostage.decode_message(data, "m"), (MessageUnreadable, MemoryError)),
         "state with journals": (lambda data: diary.load(kept(data, DIARY_PAGES)), USERS),
         "items of a journal": (lambda data: diary.load(kept(DIARY, data)), USERS),
         "raw state for upgrade": (lambda data: plain_state(kept(data, DIARY_PAGES)), USERS),
@@ -235,7 +247,10 @@ def valid_payloads() -> dict[str, list[bytes]]:
         "items of a journal": [DIARY_PAGES],
         "raw items for upgrade": [DIARY_PAGES],
         "input": [bag],
-        "message": [msgspec.msgpack.encode(Give(BAG)), msgspec.msgpack.encode(Ask("x"))],
+        "body of a message": [msgspec.msgpack.encode(Give(BAG)), msgspec.msgpack.encode(Ask("x"))],
+        "inbox": [codec.encode_inbox(Inbox(incarnation=1, appended=3), KEY)[payload:]],
+        "message": [codec.encode_message(MESSAGE, KEY)[payload:]],
+        "message id": [b""],
         "raw state for upgrade": [bag, DIARY],
         "next": [encode_next(Waiting(5.0, 1.5)), encode_next(Stepping()), encode_next(Beginning())],
         "result": [encode_outcome(Completed(BAG)), encode_outcome(Failed(error, Phase.STEP, 2))],
@@ -252,7 +267,7 @@ TOKENS = [
     b"\x80", b"\x90", b"\xc0", b"\xc1", b"\xc3", b"\xca\x7f\xc0\x00\x00", b"\xcb\x7f\xf0" + bytes(6), b"\xcf" + b"\xff" * 8,
     b"\xd3\x80" + bytes(7), b"\xa1\xff", b"\xa3\xed\xa0\x80", b"\xd6\xff" + bytes(4), b"\xd7\xff" + b"\xff" * 8,
     b"\xc7\x0c\xff" + b"\xff" * 12, b"\xc7\x04\x01abcd", b"\xd8\x05" + bytes(16), b"\xa4type\xa9os.system", b"\xa8__main__",
-    b"\xa9timedelta", b"\xa5PT1e9", b"\xa91e999999", b"\xa3NaN", b"\xaa__reduce__", b"\xde\xff\xff", b"\xdc\xff\xff",
+    b"\xa9timedelta", b"\xa5PT1e9", b"\xa91e999999", b"\xa3NaN", b"\xaa__reduce__", b"\xd6\x4a" + bytes(4), b"\xd6\x4a\x00\x00\x00\x01", b"\xde\xff\xff", b"\xdc\xff\xff",
 ]  # fmt: skip
 """Pieces of MessagePack that ask for trouble."""
 
@@ -292,6 +307,8 @@ def hostile(rng: random.Random, size: int) -> bytes:
         b"labels",
         b"input",
         b"kids",
+        b"pages",
+        b"more",
         b"names",
         b"maps",
         b"anything",
@@ -311,7 +328,11 @@ def hostile(rng: random.Random, size: int) -> bytes:
         case 1:
             inside = (b"\x81\xa4kids\x91") * (size // 7 + 1)
         case 2:
-            inside = b"\xdd" + struct.pack(">I", size) + rng.choice((b"\x80", b"\x90", b"\xa0", b"\x01")) * size
+            inside = (
+                b"\xdd"
+                + struct.pack(">I", size)
+                + rng.choice((b"\x80", b"\x90", b"\xa0", b"\x01", b"\xd6\x4a" + bytes(4))) * size
+            )
         case 3:
             inside = b"\xdf" + struct.pack(">I", size // 3 + 1) + b"\xa1a\xa0" * (size // 3 + 1)
         case 4:
@@ -355,6 +376,9 @@ KINDS = {
     "link": codec.Kind.LINK,
     "number": codec.Kind.META,
     "chunk": codec.Kind.CHUNK,
+    "inbox": codec.Kind.INBOX,
+    "message": codec.Kind.MESSAGE,
+    "message id": codec.Kind.MESSAGE_ID,
     "stamp": codec.Kind.SNAPSHOT,
 }
 
