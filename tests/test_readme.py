@@ -24,11 +24,25 @@ import pytest
 import executus.actors
 import executus.actors.testing
 import executus.stores
-from executus.actors import Backoff, RestartPolicy, Run, RunHandle, RunStatus, Runtime, SavePolicy, StopPolicy, events
+from executus.actors import (
+    FOREVER,
+    Backoff,
+    Keep,
+    RestartPolicy,
+    RetentionPolicy,
+    Run,
+    RunHandle,
+    RunStatus,
+    Runtime,
+    SavePolicy,
+    StopPolicy,
+    events,
+)
 from executus.actors.core import DRAIN_S
 from executus.actors.definition import MAX_VALUE_BYTES
 from executus.actors.outcomes import Crashed, ErrorInfo, Phase
 from executus.actors.policies import DEFAULT_EVERY_S, MAX_STRIKES, Restart, RestartHistory, decide
+from executus.actors.retention import PRUNED
 from executus.actors.worker_pool import WorkerPool
 from executus.stores.lmdb_store import REFUSE_NEW_RUNS_RATIO
 from tests.waiting import wait_until
@@ -238,6 +252,18 @@ def test_the_defaults_of_the_policies_are_those_of_the_code() -> None:
     assert f"`None` is {DEFAULT_EVERY_S}" in README
 
 
+def test_how_long_runs_are_kept_is_as_in_the_code() -> None:
+    policy, day_s = RetentionPolicy(), 86_400
+    found = re.findall(r"^\| (`[a-z_`, ]+`)\S* \| (\d+) days \| ([\d,]+)(?: each)? \|", README, re.MULTILINE)
+    shown = {
+        name: Keep(int(days) * day_s, int(number.replace(",", "")))
+        for names, days, number in found
+        for name in re.findall(r"\w+", names)
+    }
+    assert shown == {status.value: policy.keep(status) for status in PRUNED if policy.keep(status) != FOREVER}
+    assert f"`max_per_sweep` ({policy.max_per_sweep})" in README
+
+
 def test_the_table_of_endings_names_every_status_and_no_other() -> None:
     (table,) = re.findall(r"^\| what happened \| status \|.*?\n\n", README, re.MULTILINE | re.DOTALL)
     statuses = {re.split(r"(?<!\\) \| ", line)[1].strip("`") for line in table.strip().splitlines()[2:]}
@@ -301,7 +327,7 @@ def test_every_shell_command_is_one_that_exists() -> None:
                 case ".ci/run":
                     assert (ROOT / program).exists()
                 case "executus":
-                    assert arguments[0] in {"demo", "doctor", "ps", "show"}
+                    assert arguments[0] in {"backup", "compact", "demo", "doctor", "gc", "ps", "restore", "show"}
                 case _:
                     assert program in {"pytest", "ruff", "mypy", "lint-imports"}, command
 
