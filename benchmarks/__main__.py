@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import messaging, runs
+from benchmarks import messaging, runs, transcripts
 
-BENCHMARKS = {"messaging": messaging.main, "runs": runs.main}
+BENCHMARKS = {"messaging": messaging.main, "runs": runs.main, "transcripts": transcripts.main}
 
 
 def main() -> int:
