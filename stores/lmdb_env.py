@@ -71,10 +71,14 @@ class TransactionRows:
             return found
         with self._txn.cursor(database) as cursor:
             if limit and (cursor.set_range(first) if first else cursor.first()):
+                last = first
                 for key, value in cursor:
+                    if key <= last and (found or key < last):
+                        raise _out_of_order(table, last, key)
                     if below is not None and key >= below:
                         break
                     found.append((key, value))
+                    last = key
                     if len(found) == limit:
                         break
         return found
@@ -85,8 +89,13 @@ class TransactionRows:
         if database is None:
             return []
         with self._txn.cursor(database) as cursor:
-            found = cursor.set_range(first) if first else cursor.first()
-            return list(itertools.islice(cursor.iternext(values=False), limit)) if found else []
+            if not (cursor.set_range(first) if first else cursor.first()):
+                return []
+            found = list(itertools.islice(cursor.iternext(values=False), limit))
+        for last, key in itertools.pairwise([first, *found]):
+            if key <= last and (last is not first or key < last):
+                raise _out_of_order(table, last, key)
+        return found
 
     def write(self, writes: Writes) -> None:
         """See Rows."""
@@ -233,6 +242,14 @@ def open_to_read(folder: Path, *, lock: bool) -> ReadableEnvironment:
     except BaseException:
         env.close()
         raise
+
+
+def _out_of_order(table: Table, last: bytes, key: bytes) -> StoreCorrupt:
+    """A damaged page: whoever pages through it by the last key seen would never come to an end."""
+    return StoreCorrupt(
+        f"the table of {table} is damaged: {key!r} follows {last!r}. It was left as it is. Restore the store from a "
+        "backup, or move the folder away to begin anew."
+    )
 
 
 def _open_tables(folder: Path, env: lmdb.Environment) -> _Databases:
