@@ -44,6 +44,7 @@ from executus.actors.outcomes import Crashed, ErrorInfo, Phase
 from executus.actors.policies import DEFAULT_EVERY_S, MAX_STRIKES, Restart, RestartHistory, decide
 from executus.actors.retention import PRUNED
 from executus.actors.worker_pool import WorkerPool
+from executus.stores import REMEMBERED_IDS
 from executus.stores.lmdb_store import REFUSE_NEW_RUNS_RATIO
 from tests.waiting import wait_until
 
@@ -229,7 +230,7 @@ def test_every_method_that_the_readme_names_exists(prefix: str, owner: type) -> 
 
 
 def test_what_is_not_there_yet_is_not_there() -> None:
-    for name in ("send", "sweep", "passivate"):
+    for name in ("sweep", "passivate"):
         assert not hasattr(Runtime, name)
         assert not hasattr(RunHandle, name)
 
@@ -278,6 +279,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert limits["input, state, result, each"] == "16 MiB, less 64 KiB for the record around it"
     assert MAX_VALUE_BYTES == (16 * 1024 - 64) * 1024
     assert limits["messages waiting at a run"] == f"{Run.mailbox_limit} (`mailbox_limit`)"
+    assert limits["durable messages unconsumed by a run"] == f"{Run.inbox_limit:,} (`inbox_limit`)"
+    assert f"at least the {REMEMBERED_IDS:,} messages" in README
     threads = inspect.signature(WorkerPool).parameters["max_threads"].default
     assert limits["worker threads for sync callbacks"].startswith(str(threads))
     size = inspect.signature(executus.stores.LmdbStore).parameters["map_size_bytes"].default
