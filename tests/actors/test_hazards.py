@@ -261,11 +261,11 @@ def test_a_forked_child_gets_an_error_from_its_parents_actors_and_no_silence(poo
 
 def test_starting_and_stopping_ten_times_as_many_actors_takes_no_hundred_times_as_long(pool: WorkerPool):
     def seconds(count: int) -> float:
-        began_s = time.perf_counter()
+        began_s = time.process_time()  # what others on this machine do is not in it
         refs = [Caller.start_on(pool) for _ in range(count)]
         for stopped in [ref.stop(block=False) for ref in refs]:
             assert stopped.get(timeout=60)
-        return time.perf_counter() - began_s
+        return time.process_time() - began_s
 
     seconds(500)
     few_s = min(seconds(1_000) for _ in range(3))

@@ -473,8 +473,10 @@ def test_children_survive_a_sigkill_of_both_and_the_parent_hears_of_each_exactly
             )
         )
         daemon.do("durable", "p")
+        waiting_at = daemon.do("status", "p")["seq"]
         daemon.do("tell", "p/0", "done")
         daemon.wait_for(lambda: daemon.said("heard") == [["p", "0", 1]])
+        wait_until(lambda: daemon.do("status", "p")["seq"] > waiting_at)  # it says so before the callback has completed
         daemon.do("durable", "p")
         daemon.do("tell", "p/1", "done")
         daemon.wait_for(lambda: len(daemon.said("heard")) == 2)  # and no snapshot takes it in
