@@ -86,6 +86,18 @@ def test_a_generation_hidden_by_a_flipped_key_is_told_of(store_path: Path) -> No
         store.close()
 
 
+def test_keys_out_of_order_are_damage_and_no_endless_scan(store_path: Path) -> None:
+    shelf = Shelf(store_path, 1)
+    shelf.put(shelf.data.replace(b"run-039EXCT", b"run-001EXCT"), silently=True)
+    store = LmdbStore(store_path, profile="process")
+    store.open()
+    try:
+        with pytest.raises(StoreCorrupt, match="follows"):
+            store.scan()
+    finally:
+        store.close()
+
+
 def test_a_live_row_hidden_by_a_flipped_key_loses_no_run(store_path: Path) -> None:
     shelf = Shelf(store_path, 1)
     _renamed(store_path, Table.LIVE, b"run-000")
