@@ -13,7 +13,7 @@ import msgspec
 from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.journal_rows import Scan, read_chunks
-from executus.stores.records import LIVE, RunClaim, Snapshot
+from executus.stores.records import LIVE, RunClaim, Snapshot, StoredMessage
 from executus.stores.row_reader import newest_readable
 from executus.stores.rows import SEPARATOR, Table, run_id_of
 
@@ -40,6 +40,8 @@ class DamageKind(enum.StrEnum):
     """Claim and index of live runs disagree."""
     LINK = "link"
     """A child's link to its parent cannot be read."""
+    MESSAGE = "message"
+    """A durable message that waits for it cannot be read."""
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class RunRows(msgspec.Struct, frozen=True, kw_only=True):
     generations: Mapping[bytes, bytes]
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     outcome: bytes | None
+    messages: tuple[StoredMessage, ...] = ()
     indexed: bool
 
 
@@ -82,6 +85,8 @@ def check_run(rows: RunRows) -> RunCheckup:
         if rows.indexed != (claim.status in LIVE):
             stands = "stands" if rows.indexed else "does not stand"
             damages.append(Damage(DamageKind.INDEX, f"it is {claim.status} and {stands} in the index of live runs"))
+        unread = [stored.number for stored in rows.messages if stored.message is None]
+        damages += [Damage(DamageKind.MESSAGE, f"its durable message {number} cannot be read") for number in unread]
     return RunCheckup(
         run_id=run_id_of(rows.key),
         claim=claim,

@@ -15,7 +15,7 @@ from executus.stores.checkup import RunCheckup, RunRows, check_link, check_run, 
 from executus.stores.errors import StoreClosed, StoreCorrupt, StoreUnavailable
 from executus.stores.owner_lock import boot_id, holder_of_lock, is_running, read_owner, refuse_in_owner
 from executus.stores.records import StoreInfo
-from executus.stores.row_reader import RowReader
+from executus.stores.row_reader import RowReader, stored_messages
 from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, range_below, snapshot_key
 
 _FIRST_PAGE: Final = 32
@@ -130,6 +130,7 @@ class LmdbReader(RowReader):
             slots = {key: [snapshot_key(key, slot) for slot in SLOTS] for key in keys}
             snapshots = rows.get_many(Table.SNAPSHOTS, sorted(itertools.chain.from_iterable(slots.values())))
             chunks = {key: tuple(rows.page(Table.JOURNALS, *range_below(key), 1 << 62)) for key in keys}
+            messages = {key: tuple(stored_messages(rows, key)) for key in keys}
         return [
             RunRows(
                 key=key,
@@ -137,6 +138,7 @@ class LmdbReader(RowReader):
                 record=records.get(key),
                 generations={slot: snapshots[slot] for slot in slots[key] if slot in snapshots},
                 chunks=chunks[key],
+                messages=messages[key],
                 outcome=outcomes.get(key),
                 indexed=key in live,
             )

@@ -166,16 +166,8 @@ class RowReader(abc.ABC):
     def messages(self, run_id: str) -> list[StoredMessage]:
         """See CheckpointStore."""
         self._check_usable()
-        key = run_key(run_id)
         with self._view() as rows:
-            head = rows.get(Table.INBOXES, key)
-            found = dict(rows.page(Table.MESSAGES, *range_below(key), 1 << 62))
-        inbox = _readable_inbox(head, key)
-        if inbox is not None:  # by number, not by row: a bit flipped in a message's key takes it to another place
-            keys = [message_key(key, number) for number in range(inbox.dropped_through + 1, inbox.appended + 1)]
-        else:
-            keys = list(found)
-        return [StoredMessage(message_number(key), _readable_message(found.get(key), key)) for key in keys]
+            return stored_messages(rows, run_key(run_id))
 
     def _live_claims(self) -> list[tuple[bytes, RunClaim | None]]:
         self._check_usable()
@@ -233,6 +225,17 @@ def _readable_record(data: bytes | None, key: bytes) -> RunRecord | None:
         return None if data is None else codec.decode_record(data, key)
     except (RecordCorrupt, RecordTooLarge):
         return None
+
+
+def stored_messages(rows: Rows, key: bytes) -> list[StoredMessage]:
+    """A run's messages, by number, not by row: a bit flipped in a message's key takes it to another place."""
+    inbox = _readable_inbox(rows.get(Table.INBOXES, key), key)
+    found = dict(rows.page(Table.MESSAGES, *range_below(key), 1 << 62))
+    if inbox is None:
+        keys = list(found)
+    else:
+        keys = [message_key(key, number) for number in range(inbox.dropped_through + 1, inbox.appended + 1)]
+    return [StoredMessage(message_number(row), _readable_message(found.get(row), row)) for row in keys]
 
 
 def _readable_inbox(data: bytes | None, key: bytes) -> Inbox | None:

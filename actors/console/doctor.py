@@ -54,6 +54,7 @@ _DAMAGES: Final = {
     DamageKind.OUTCOME: Kind.OUTCOME_UNREADABLE,
     DamageKind.INDEX: Kind.INDEX_WRONG,
     DamageKind.LINK: Kind.LINK_UNREADABLE,
+    DamageKind.MESSAGE: Kind.MESSAGE_UNREADABLE,
 }
 
 

@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     OUTCOME_UNREADABLE = "outcome-unreadable"
     INDEX_WRONG = "index-wrong"
     LINK_UNREADABLE = "link-unreadable"
+    MESSAGE_UNREADABLE = "message-unreadable"
     NUMBER_UNREADABLE = "number-unreadable"
     QUARANTINED = "quarantined"
     PARKED = "parked"
@@ -116,6 +117,11 @@ MEANINGS: Final = {
         _W,
         "children whose links to their parents cannot be read: their parents will not hear of their ends",
         "Restore the folder from a backup, or end the parents by hand once the children have ended.",
+    ),
+    Kind.MESSAGE_UNREADABLE: Meaning(
+        _W,
+        "runs with durable messages that cannot be read: they are quarantined when they come to them",
+        "Restore the folder from a backup, or begin the runs anew with if_exists='replace', without their messages.",
     ),
     Kind.NUMBER_UNREADABLE: Meaning(
         _W,

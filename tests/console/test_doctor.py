@@ -20,10 +20,10 @@ from executus.actors.console.main import main
 from executus.actors.console.screen import SilentScreen
 from executus.stores import LmdbReader, LmdbStore, RunStatus, StoreInfo, StoreLocked
 from executus.stores.owner_lock import FACTS_NAME, holder_of_lock
-from executus.stores.rows import Table, child_key, run_key
+from executus.stores.rows import Table, child_key, message_key, run_key
 from tests.console.test_ps_and_show import Daemon, copied
 from tests.stores.disks import LmdbDisk, damage, flip_last_bit
-from tests.stores.making import begin, commit_one, set_aside, settled
+from tests.stores.making import append, begin, commit_one, numbered, set_aside, settled
 from tests.stores.test_lmdb_reader import files_of
 
 
@@ -238,6 +238,19 @@ def test_a_damaged_link_to_a_parent_is_found(tmp_path: Path, dead: Path, capsys:
     assert link == child_key(run_key("parent"), run_key(child))
     LmdbDisk(store).change(Table.CHILDREN, link, flip_last_bit)
     assert kinds(examined(store, capsys)[1])["link-unreadable"] == [child]
+
+
+def test_a_damaged_durable_message_is_found(tmp_path: Path, capsys: Any) -> None:
+    opened = LmdbStore(tmp_path / "runs.store", profile="process")
+    opened.open()
+    token = begin(opened, "run")
+    assert numbered(opened, append(token, "a"), append(token, "b")) == [1, 2]
+    opened.close()
+    LmdbDisk(tmp_path / "runs.store").change(Table.MESSAGES, message_key(b"run", 2), flip_last_bit)
+    found = examined(tmp_path / "runs.store", capsys)[1]
+    assert kinds(found)["message-unreadable"] == ["run"]
+    (problem,) = (one for one in found["problems"] if one["kind"] == "message-unreadable")
+    assert "message 2" in problem["first"][0]["why"]
 
 
 @pytest.mark.parametrize("copy", [b"format-1", b"format-2", b"boot-1", b"boot-2"])
