@@ -1,8 +1,8 @@
 """The durable store: runs in one LMDB environment, owned by one process. Keys, transactions, space, durability.
 
-Layout: one named table each for meta, claims, records, snapshots (two slots a run), outcomes, live, children,
-inboxes, messages and their ids, see `rows.py`. The thread that opens is the one that writes and closes. Readers hold `_gate`, so that the environment is
-never closed under them; the writer does not, so that no reader delays a commit.
+Layout: one named table each for meta, claims, records, snapshots (two slots a run), outcomes, live, children, inboxes,
+messages, their ids and more, see `rows.py`. The thread that opens is the one that writes and closes. Readers hold
+`_gate`, so that the environment is never closed under them; the writer does not, so that no reader delays a commit.
 """
 
 from __future__ import annotations
