@@ -4,6 +4,7 @@ if __name__ != "executus.stores":
     msg = f"import 'executus.stores', not {__name__!r}: install executus (pip install .) and import it by its full name"
     raise ImportError(msg)
 
+from executus.stores.backups import CopyReport, backup, compact, restore
 from executus.stores.checkup import Damage, DamageKind, RunCheckup
 from executus.stores.ended_rows import ended_at_ms
 from executus.stores.errors import (
@@ -84,6 +85,7 @@ __all__ = [
     "CheckpointStore",
     "Chunk",
     "Claim",
+    "CopyReport",
     "Damage",
     "DamageKind",
     "Delete",
@@ -124,6 +126,9 @@ __all__ = [
     "StoredRun",
     "Token",
     "Verdict",
+    "backup",
     "check_run_id",
+    "compact",
     "ended_at_ms",
+    "restore",
 ]

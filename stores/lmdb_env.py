@@ -46,21 +46,21 @@ class TransactionRows:
     """The tables within one transaction. Values are copied out. A table that the store does not have yet is empty."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], databases: _Databases) -> None:
-        self._txn = txn
+        self.txn = txn
         self._databases = databases
         self.written_bytes = 0
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """See Rows."""
         database = self._databases.get(table)
-        return None if database is None else self._txn.get(key, db=database)
+        return None if database is None else self.txn.get(key, db=database)
 
     def get_many(self, table: Table, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """See Rows."""
         database = self._databases.get(table)
         if database is None:
             return {}
-        with self._txn.cursor(database) as cursor:
+        with self.txn.cursor(database) as cursor:
             return dict(cursor.getmulti(keys))
 
     def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
@@ -69,7 +69,7 @@ class TransactionRows:
         database = self._databases.get(table)
         if database is None:
             return found
-        with self._txn.cursor(database) as cursor:
+        with self.txn.cursor(database) as cursor:
             if limit and (cursor.set_range(first) if first else cursor.first()):
                 last = first
                 for key, value in cursor:
@@ -88,7 +88,7 @@ class TransactionRows:
         database = self._databases.get(table)
         if database is None:
             return []
-        with self._txn.cursor(database) as cursor:
+        with self.txn.cursor(database) as cursor:
             if not (cursor.set_range(first) if first else cursor.first()):
                 return []
             found = list(itertools.islice(cursor.iternext(values=False), limit))
@@ -104,20 +104,20 @@ class TransactionRows:
             database = self._databases[table]
             puts = sorted((key, value) for key, value in changes.items() if value is not None)
             if puts:
-                with self._txn.cursor(database) as cursor:
+                with self.txn.cursor(database) as cursor:
                     cursor.putmulti(puts)
             for key, value in changes.items():
                 if value is None:
-                    self._txn.delete(key, db=database)
+                    self.txn.delete(key, db=database)
 
     def count(self, table: Table) -> int:
         """See Rows."""
         database = self._databases.get(table)
-        return 0 if database is None else self._txn.stat(database)["entries"]
+        return 0 if database is None else self.txn.stat(database)["entries"]
 
     def used_bytes(self) -> int:
         """Pages that hold something; free pages inside the file do not count."""
-        stats = [self._txn.stat(database) for database in self._databases.values()]
+        stats = [self.txn.stat(database) for database in self._databases.values()]
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return pages * stats[0]["psize"]
 
@@ -133,6 +133,12 @@ class ReadableEnvironment:
     def close(self) -> None:
         """Give the files up. No transaction may be open."""
         self._env.close()
+
+    def copy_to(self, folder: Path) -> tuple[int, int]:
+        """Put a compacted copy of the last commit into an empty folder; how many runs, and live ones, it holds."""
+        with self.read() as rows:
+            self._env.copy(str(folder), compact=True, txn=rows.txn)
+            return rows.count(Table.CLAIMS), rows.count(Table.LIVE)
 
     @contextmanager
     def read(self) -> Generator[TransactionRows, None, None]:

@@ -6,10 +6,12 @@ from typing import Final
 
 from executus.stores import codec
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreCorrupt, StoreTooNew
-from executus.stores.rows import Rows, Table
+from executus.stores.records import EPOCHS_PER_BOOT
+from executus.stores.rows import SEPARATOR, Rows, Table
 
 _FORMAT: Final = "format"
 _BOOT: Final = "boot"
+_PAGE: Final = 1000
 
 
 def first_rows() -> dict[bytes, bytes | None]:
@@ -25,6 +27,19 @@ def boot_rows(boot_epoch: int) -> dict[bytes, bytes | None]:
 def last_boot(rows: Rows) -> int | None:
     """The number of the last boot; None where no copy can be read."""
     return _read_number(rows, _BOOT)
+
+
+def last_claiming_boot(rows: Rows) -> int:
+    """The last boot under which a run was claimed that is still there, 0 without any. Reads every claim."""
+    last, first = 0, b""
+    while page := rows.page(Table.CLAIMS, first, None, _PAGE):
+        for key, data in page:
+            try:
+                last = max(last, codec.decode_claim(data, key).epoch // EPOCHS_PER_BOOT)
+            except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+                continue
+        first = page[-1][0] + SEPARATOR
+    return last
 
 
 def check_format(rows: Rows, path: str) -> None:

@@ -87,6 +87,13 @@ class LmdbReader(RowReader):
                 map_size_bytes=self._env.map_size_bytes,
             )
 
+    def copy_to(self, folder: Path) -> tuple[int, int]:
+        """Put a compacted copy of the last commit into an empty folder; how many runs, and live ones, it holds."""
+        self._check_usable()
+        with self._gate:
+            assert self._env is not None
+            return self._env.copy_to(folder)
+
     def walk(self) -> None:
         """Have every page of the file looked at in a process of its own, before `open`. Beside an owner: do nothing.
 

@@ -266,8 +266,9 @@ class LmdbStore(RowStore):
                 ended_rows.rebuild(rows)
             last = lmdb_meta.last_boot(rows)
             if last is None:
-                # Each boot was a transaction of its own, so their number is no less than that of any boot.
-                last = environment.last_transaction()
+                # Each boot was a transaction of its own, so their number is no less than that of any boot; a copy
+                # counts its transactions anew, and there the claims tell.
+                last = max(environment.last_transaction(), lmdb_meta.last_claiming_boot(rows))
             rows.write({Table.META: lmdb_meta.boot_rows(last + 1)})
         if self._settings.profile != "power":
             environment.sync()  # Once an opening: a number that was drawn never comes again, in no profile.

@@ -122,8 +122,10 @@ def refuse_in_owner(folder: Path) -> None:
         raise _locked_here(folder)
 
 
-def holder_of_lock(folder: Path) -> int | None:
+def holder_of_lock(folder: Path, name: str = LOCK_NAME) -> int | None:
     """The pid of who holds the lock now, 0 where that is in another pid namespace; None for nobody.
+
+    `name` may be that of another file of the folder that is locked by `fcntl`.
 
     Asks the system and takes nothing. Not in the owner's own process: closing the file would drop its lock there.
     Raises OSError where the system does not tell.
@@ -131,7 +133,7 @@ def holder_of_lock(folder: Path) -> int | None:
     if sys.platform != "linux" or struct.calcsize("P") != _WORD_BYTES:
         raise OSError(errno.ENOTSUP, "the layout of the question is not known for this system")
     try:
-        fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:

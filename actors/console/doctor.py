@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from executus.actors.console.doctor_problems import Findings, Kind, Problem, Sev
 from executus.actors.console.failures import ExitCode
 from executus.actors.console.ps import owner_line
 from executus.actors.console.screen import Screen
+from executus.actors.console.values import byte_size
 from executus.actors.policies import MAX_STRIKES
 from executus.stores import (
     LIVE,
@@ -192,10 +192,10 @@ class _Doctor:
         free_bytes = _free_bytes(self._store)
         if free_bytes < LOW_DISK_BYTES:
             kind = Kind.DISK_FULL if free_bytes < FULL_DISK_BYTES else Kind.DISK_LOW
-            self._findings.add(kind, self._store.name, f"{_size(free_bytes)} free")
+            self._findings.add(kind, self._store.name, f"{byte_size(free_bytes)} free")
         if self._info is not None and self._info.used_ratio >= WARN_USED_RATIO:
             kind = Kind.MAP_FULL if self._info.used_ratio >= REFUSE_NEW_RUNS_RATIO else Kind.MAP_FILLING
-            used = f"{self._info.used_ratio:.0%} of {_size(self._info.map_size_bytes)}"
+            used = f"{self._info.used_ratio:.0%} of {byte_size(self._info.map_size_bytes)}"
             self._findings.add(kind, self._store.name, used)
 
     def _space(self, info: StoreInfo) -> Space:
@@ -232,8 +232,9 @@ def print_examination(found: Examination, screen: Screen) -> None:
     if found.space is not None:
         space = found.space
         screen.say(
-            f"{found.checked_runs} runs checked, {found.live_runs} of them live; {_size(space.used_bytes)} used of "
-            f"{_size(space.map_size_bytes)} ({space.used_ratio:.0%}), {_size(space.disk_free_bytes)} free on its disk"
+            f"{found.checked_runs} runs checked, {found.live_runs} of them live; {byte_size(space.used_bytes)} used of "
+            f"{byte_size(space.map_size_bytes)} ({space.used_ratio:.0%}), "
+            f"{byte_size(space.disk_free_bytes)} free on its disk"
         )
     for problem in found.problems:
         screen.say(f"{problem.severity}: {problem.what}")
@@ -264,12 +265,3 @@ def _kind_of(error: StoreError) -> Kind:
 
 def _free_bytes(store: Path) -> int:
     return shutil.disk_usage(store).free
-
-
-def _size(size_bytes: float) -> str:
-    units: Sequence[str] = ("bytes", "KiB", "MiB", "GiB", "TiB")
-    for unit in units[:-1]:
-        if size_bytes < 1024:  # noqa: PLR2004 - what the units are made of
-            return f"{size_bytes:.0f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.0f} {units[-1]}"

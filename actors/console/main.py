@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from executus.actors.console.copies import exit_code_of_copy, print_copy
 from executus.actors.console.demo import demo
 from executus.actors.console.doctor import doctor, print_examination
 from executus.actors.console.failures import CommandFailed, ExitCode, complain
@@ -22,7 +23,7 @@ from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
 from executus.actors.console.show import print_raw, print_shown, show
 from executus.actors.console.values import print_json
-from executus.stores import ExecutusError, RunStatus
+from executus.stores import CopyReport, ExecutusError, RunStatus, backup, compact, restore
 
 MOST_PROBLEMS: Final = 10
 """So many are printed for people."""
@@ -122,6 +123,26 @@ def _gc(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def _backup(arguments: argparse.Namespace) -> ExitCode:
+    return _copied(backup(arguments.store, arguments.to, force=arguments.force), arguments, "backed up to")
+
+
+def _restore(arguments: argparse.Namespace) -> ExitCode:
+    return _copied(restore(arguments.backup, arguments.store, force=arguments.force), arguments, "restored as")
+
+
+def _compact(arguments: argparse.Namespace) -> ExitCode:
+    return _copied(compact(arguments.store), arguments, "compacted")
+
+
+def _copied(report: CopyReport, arguments: argparse.Namespace, verb: str) -> ExitCode:
+    if arguments.json:
+        print_json(report)
+    else:
+        print_copy(report, screen_for(as_json=False), verb=verb)
+    return exit_code_of_copy(report)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="executus", description="Durable, supervised runs: watch them survive, look at what is stored."
@@ -182,6 +203,26 @@ def _parser() -> argparse.ArgumentParser:
         help="for instance completed=7d/10000, failed=30d, killed=/100, cancelled=forever (default: the runtime's)",
     )
     one.set_defaults(command=_gc)
+
+    one = commands.add_parser(
+        "backup", parents=[common], help="copy a store while its daemon writes it, and read the copy to its end"
+    )
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument("to", type=Path, help="the folder to make")
+    one.add_argument("--force", action="store_true", help="replace a backup that is there")
+    one.set_defaults(command=_backup)
+
+    one = commands.add_parser("restore", parents=[common], help="make a store of a backup")
+    one.add_argument("backup", type=Path, help="the backup, which stays as it is")
+    one.add_argument("store", type=Path, help="the folder to make, for the runtime to be given")
+    one.add_argument("--force", action="store_true", help="move a store that is there aside; no daemon may own it")
+    one.set_defaults(command=_restore)
+
+    one = commands.add_parser(
+        "compact", parents=[common], help="give back the room in a store's file; no daemon may own it"
+    )
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.set_defaults(command=_compact)
     return parser
 
 

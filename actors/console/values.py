@@ -78,6 +78,16 @@ def age(seconds: float) -> str:
     return f"{seconds / _DAY_S:.0f} d"
 
 
+def byte_size(size_bytes: float) -> str:
+    """How much: `81 KiB`, `64 GiB`."""
+    units: Sequence[str] = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    for unit in units[:-1]:
+        if size_bytes < 1024:  # noqa: PLR2004 - what the units are made of
+            return f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.0f} {units[-1]}"
+
+
 def texts(labels: dict[str, str]) -> str:
     """Labels in one line."""
     return " ".join(f"{key}={value}" for key, value in sorted(labels.items()))
