@@ -10,7 +10,7 @@ from typing import Final, assert_never
 import msgspec
 
 from executus.actors.desk import Desk, Lifecycle, Verdicts
-from executus.actors.events import RunHung, RuntimeDraining, RunUnstopped
+from executus.actors.events import MessagesLost, RunHung, RuntimeDraining, RunUnstopped
 from executus.actors.incarnation import Ending, Incarnation, Stage, tell_if_alive
 from executus.actors.messages import CancelCallback, DrainDeadline, DrainRuns, EndRun, Interrupted, SweepIdle
 from executus.actors.outcomes import (
@@ -26,7 +26,18 @@ from executus.actors.outcomes import (
     encode_outcome,
 )
 from executus.actors.stored_runs import ending_claim
-from executus.stores import ENDED, Accepted, Claim, ExecutusError, Refusal, Refused, RunClaim, RunStatus, Token
+from executus.stores import (
+    ENDED,
+    Accepted,
+    Claim,
+    ExecutusError,
+    Refusal,
+    Refused,
+    RunClaim,
+    RunStatus,
+    StoredRun,
+    Token,
+)
 
 SWEEP_MIN_S: Final = 0.05
 CANCEL_GRACE_S: Final = 0.1
@@ -201,8 +212,20 @@ class Interruption:
             order.reply.try_set(None)
             return
         claim = ending_claim(stored.claim, self._desk.epochs.draw(), self._env.clock.wall_s(), status, reason)
+        pending = self._pending_of(stored)
 
-        def then(_verdicts: Verdicts) -> None:
+        def then(verdicts: Verdicts) -> None:
+            if pending and isinstance(verdicts[0], Accepted):
+                self._env.events.emit(
+                    MessagesLost(
+                        run_id=claim.run_id,
+                        run_type="?" if stored.record is None else stored.record.run_type,
+                        attempt=claim.attempt,
+                        epoch=claim.epoch,
+                        count=pending,
+                        durable=pending,
+                    )
+                )
             order.reply.try_set(None)
 
         def failed(error: ExecutusError) -> bool:
@@ -212,6 +235,16 @@ class Interruption:
         self._desk.commit(
             [Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed
         )
+
+    def _pending_of(self, stored: StoredRun) -> int:
+        """How many durable messages wait for a run at rest; 0 where that cannot be read."""
+        try:
+            loaded = self._env.store.load_snapshot(stored.claim.run_id)
+            messages = self._env.store.messages(stored.claim.run_id)
+        except ExecutusError:
+            return 0
+        consumed = 0 if loaded is None else loaded.snapshot.consumed
+        return sum(1 for message in messages if message.number > consumed)
 
     # --- stalls -------------------------------------------------------------------------------------------------------
 

@@ -335,6 +335,19 @@ def test_messages_pending_at_an_ending_for_good_are_reported_lost() -> None:
         assert [(event.count, event.durable) for event in lost] == [(4, 3)]
 
 
+def test_messages_of_a_run_that_is_killed_at_rest_are_reported_lost() -> None:
+    with runtime(None) as rt:
+        lost = listening(rt, MessagesLost)
+        run = rt.start(Listener, "")
+        run.send(Add(1))
+        wait_until(lambda: run.query("") == (1,))
+        run.stop()
+        run.send(Add(2))
+        run.send(Add(3))
+        run.kill()
+        assert [(event.count, event.durable) for event in lost] == [(2, 2)]
+
+
 def test_messages_pending_at_a_drain_are_not_lost(store_path: Path) -> None:
     with runtime(store_path) as rt:
         lost = listening(rt, MessagesLost)
