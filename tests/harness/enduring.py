@@ -148,7 +148,7 @@ def play_daemon(folder: str) -> None:
             run_id = f"sum-{boot}-{number}"
             sums[run_id] = 0
             again_and_again("failed", lambda run_id=run_id: runtime.start(Sum, 0, run_id=run_id, if_exists="return"))
-        for run_id in sums:
+        for run_id in list(sums):
             handle: Any = runtime.get(run_id)
             for number in range(1, NUMBERS + 1):
                 sums[run_id] += number
