@@ -187,11 +187,10 @@ def frames() -> dict[str, Target]:
     }
 
 
-def contents() -> dict[str, Target]:
+def contents(folder: Path) -> dict[str, Target]:
     """What is inside them, and the actors read."""
     hostage = RunDefinition(Hostage)
     diary = StateCodec(Diary, "Diary")
-    folder = Path(tempfile.mkdtemp(prefix="executus-facts-"))
     facts = folder / owner_lock.FACTS_NAME
 
     def outcome(data: bytes) -> object:
@@ -432,10 +431,10 @@ def _status_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def fuzz(seed: int, numbers: range, at: Any) -> list[Any]:
+def fuzz(seed: int, numbers: range, at: Any, folder: Path) -> list[Any]:
     """Decode the records of these numbers; counts and complaints. `at` holds the number in hand, for who finds us dead."""
     payloads = valid_payloads()
-    targets = frames() | contents()
+    targets = frames() | contents(folder)
     for name, several in payloads.items():
         for payload in several:  # what valid ones import, they import now
             decode, _ = targets[name]
@@ -492,7 +491,8 @@ def run(count: int, seed: int) -> Report:
     for first in range(0, count, CHUNK):
         numbers = range(first, min(first + CHUNK, count))
         while numbers:
-            trial = forked(partial(fuzz, seed, numbers, at), timeout_s=300)
+            with tempfile.TemporaryDirectory(prefix="executus-facts-") as folder:
+                trial = forked(partial(fuzz, seed, numbers, at, Path(folder)), timeout_s=300)
             if trial.answer is not None:
                 counts, wrong = trial.answer
                 peak = max(peak, counts.pop(peak_name))
