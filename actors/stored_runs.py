@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from executus.actors.boot import BootFacts
-from executus.actors.definition import RunDefinition, encode_next
+from executus.actors.definition import Registry, RunDefinition, encode_next
 from executus.actors.environment import Environment
 from executus.actors.errors import NotRegistered, NotResumable, OptionsUnreadable, ResultUnreadable, RunNotFound
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
@@ -17,6 +19,7 @@ from executus.stores import (
     ENDED,
     RESUMABLE,
     Claim,
+    LoadedSnapshot,
     RecordCorrupt,
     RunClaim,
     RunRecord,
@@ -196,7 +199,33 @@ def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
     return inc
 
 
-def boot_facts(env: Environment, stored: StoredRun) -> BootFacts:
+class StoredRuns(Protocol):
+    """What of a store is read to plan a boot."""
+
+    def load(self, run_id: str) -> StoredRun | None:
+        """See CheckpointStore."""
+        ...
+
+    def load_snapshot(self, run_id: str) -> LoadedSnapshot | None:
+        """See CheckpointStore."""
+        ...
+
+
+class BootSources(Protocol):
+    """The code of a boot, and the store that it opens. An Environment is one."""
+
+    @property
+    def registry(self) -> Registry:
+        """The run types that the code knows."""
+        ...
+
+    @property
+    def store(self) -> StoredRuns:
+        """What the last process left."""
+        ...
+
+
+def boot_facts(env: BootSources, stored: StoredRun) -> BootFacts:
     """What a boot must know of a live run to plan for it. Reads its snapshot and its parent's claim."""
     claim, record = stored.claim, stored.record
     definition = None if record is None else env.registry.named(record.run_type)

@@ -83,9 +83,14 @@ def dangers(source: str) -> list[str]:
     return found
 
 
+TYPED_NAMES = "actors/console/user_code.py"
+"""Imports the module that `executus doctor --runs` was given on its command line."""
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_shipped_file_unpickles_evaluates_or_imports_by_stored_name(file: Path) -> None:
-    assert dangers(file.read_text(encoding="utf-8")) == []
+    found = [danger.partition(": ")[2] for danger in dangers(file.read_text(encoding="utf-8"))]
+    assert found == (["importlib.import_module"] if str(file.relative_to(ROOT)) == TYPED_NAMES else [])
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import msgspec
 
 from executus.actors.console.doctor_files import OwnerFacts, look_at_files, owner_facts
 from executus.actors.console.doctor_problems import Findings, Kind, Problem, Severity
+from executus.actors.console.doctor_runs import Deployment, deployment, print_deployment
 from executus.actors.console.failures import ExitCode
 from executus.actors.console.ps import owner_line
 from executus.actors.console.screen import Screen
+from executus.actors.console.user_code import load_runs
 from executus.actors.console.values import byte_size
 from executus.actors.policies import MAX_STRIKES
 from executus.stores import (
@@ -101,6 +103,8 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     live_runs: int
     runs: dict[RunStatus, RunsOfStatus]
     problems: list[Problem]
+    deployment: Deployment | None = None
+    """With `--runs`: what that code would make of the live runs."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -207,10 +211,11 @@ class _Doctor:
         )
 
 
-def doctor(store: Path, *, limit: int, screen: Screen) -> Examination:
+def doctor(store: Path, *, limit: int, screen: Screen, runs: str | None = None) -> Examination:
     """Look at all of it; writes nothing. At most `limit` runs are named for each status and each problem.
 
-    A damaged store is a finding. Raises StoreUnavailable where there is no folder, StoreLocked in the owner's process.
+    `runs` is imported, and asked about every live run. A damaged store is a finding. Raises CommandFailed,
+    StoreUnavailable where there is no folder, StoreLocked in the owner's process.
     """
     if not store.is_dir():
         raise StoreUnavailable(
@@ -220,7 +225,13 @@ def doctor(store: Path, *, limit: int, screen: Screen) -> Examination:
         raise StoreUnavailable(
             f"{str(store)!r} cannot be looked into by this user. Call this as the daemon's user.", path=str(store)
         )
-    return _Doctor(store, limit, screen).examine()
+    if runs is not None:
+        load_runs(runs)  # what cannot be imported is told at once
+    found = _Doctor(store, limit, screen).examine()
+    if runs is None or not found.readable:
+        return found
+    judged = deployment(store, runs, limit=limit)
+    return msgspec.structs.replace(found, ok=found.ok and judged.ok, deployment=judged)
 
 
 def print_examination(found: Examination, screen: Screen) -> None:
@@ -243,6 +254,8 @@ def print_examination(found: Examination, screen: Screen) -> None:
         if problem.count > len(problem.first):
             screen.say(f"    and {problem.count - len(problem.first)} more")
         screen.say(f"    -> {problem.advice}")
+    if found.deployment is not None:
+        print_deployment(found.deployment, screen)
     if found.ok:
         screen.say("nothing here needs a person")
 

@@ -106,7 +106,7 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
 
 def _doctor(arguments: argparse.Namespace) -> ExitCode:
     screen = screen_for(as_json=arguments.json)
-    found = doctor(arguments.store, limit=arguments.limit, screen=screen)
+    found = doctor(arguments.store, limit=arguments.limit, screen=screen, runs=arguments.runs)
     if arguments.json:
         print_json(found)
     else:
@@ -187,6 +187,9 @@ def _parser() -> argparse.ArgumentParser:
         default=10,
         metavar="N",
         help="name at most N runs of a kind (default: 10)",
+    )
+    one.add_argument(
+        "--runs", metavar="MODULE:NAME", help="import your list of run types: what would they make of each live run?"
     )
     one.set_defaults(command=_doctor)
 
