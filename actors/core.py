@@ -69,6 +69,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     worker_threads: int
     leaked_threads: int
     event_failures: int
+    thread_error: str | None = None
+    """Why no worker's thread can be started at present; runs wait for one."""
 
 
 class Core:
@@ -451,15 +453,16 @@ class Core:
             ratio, kind = info.used_ratio, info.kind
         except StoreError as raised:
             error, kind = error or ErrorInfo.of(raised), "?"
-        leaked = self.env.leaked_threads()
+        leaked, starved = self.env.leaked_threads(), self._homes.thread_error()
         return Health(
-            ok=error is None and leaked == 0 and ratio < FILLING_RATIO,
+            ok=error is None and leaked == 0 and ratio < FILLING_RATIO and starved is None,
             live_runs=len(self.table),
             store=kind,
             store_error=None if error is None else str(error),
             store_used_ratio=ratio,
             worker_threads=self._homes.worker_threads(),
             leaked_threads=leaked,
+            thread_error=None if starved is None else str(ErrorInfo.of(starved)),
             event_failures=self.events.failures,
         )
 

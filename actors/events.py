@@ -158,6 +158,13 @@ class StoreActorRestarted(Event, frozen=True, kw_only=True, tag=True):
     error: ErrorInfo
 
 
+class ThreadsExhausted(Event, frozen=True, kw_only=True, tag=True):
+    """No thread could be started for `waiting` turns; they wait for the next that can. Told once, until one starts."""
+
+    error: ErrorInfo
+    waiting: int
+
+
 class RunsPruned(Event, frozen=True, kw_only=True, tag=True):
     """A sweep has deleted `count` ended runs, by status in `pruned`.
 
@@ -207,6 +214,7 @@ SEVERITY: Final[dict[type[Event], str]] = {
     RunFencedOff: "warning",
     SaveRefused: "error",
     StoreDegraded: "error",
+    ThreadsExhausted: "error",
     StoreRecovered: "warning",
     StoreActorRestarted: "error",
     StoreFilling: "warning",

@@ -13,10 +13,11 @@ from executus.actors.clock import Clock, TimerThread
 from executus.actors.definition import Registry
 from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
 from executus.actors.environment import Environment
-from executus.actors.events import EventBus
+from executus.actors.events import EventBus, ThreadsExhausted
 from executus.actors.future import Promise
 from executus.actors.loop_share import LoopShare
 from executus.actors.loop_thread import LoopThread
+from executus.actors.outcomes import ErrorInfo
 from executus.actors.worker_pool import WorkerPool
 from executus.stores import CheckpointStore
 
@@ -68,6 +69,9 @@ class Homes:
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )
+        self._pool.on_start_error = lambda error: events.emit(
+            ThreadsExhausted(error=ErrorInfo.of(error), waiting=self._pool.queued())
+        )
         if self._loop is not None:
             environment.next_turn = LoopShare(self._loop).next_turn
         return environment
@@ -75,6 +79,10 @@ class Homes:
     def start_timers(self) -> None:
         """Start their thread now: the drain at exit needs timers, and there no thread can be started any more."""
         self._timers.call_at(0.0, _nothing)
+
+    def thread_error(self) -> BaseException | None:
+        """Why no worker's thread can be started at present."""
+        return self._pool.start_error
 
     def worker_threads(self) -> int:
         """How many threads the workers have."""

@@ -56,7 +56,8 @@ class WorkerPool(StandAside):
     turns. Workers with nothing to do end after `IDLE_S`. Of `max_threads` the lanes leave one to the leader; if turns
     of unknown kinds have taken that one as well, the first lane worker that ends its turn changes places with the stuck
     leader. A thread that cannot be started costs nothing but time: the work stays queued, `start_errors` counts,
-    `on_start_error` is told, the next `schedule` or tick tries again.
+    `start_error` says why until one starts again, `on_start_error` is told of the first, the next `schedule` or tick
+    tries again.
 
     Why no turn is missed: `schedule` appends, *then* reads `_resting`; the leader sets `_resting`, *then* tries to take
     a turn. The queue's own lock orders append and take: if the take found nothing, it came first, so `_resting` was set
@@ -81,9 +82,10 @@ class WorkerPool(StandAside):
         self.lends_turns = True
         """Whether an actor may run its turn on its asker's thread. Not after closing: nothing runs any more then."""
         self.start_errors = 0
+        self.start_error: BaseException | None = None
+        self.on_start_error = on_start_error
         self._max = max_threads
         self._name = name
-        self._on_start_error = on_start_error
         self._born = forks.count
         self._ready: deque[Turn] = deque()
         self._blocking = Lane("blocking", blocking, blocks=True)
@@ -533,6 +535,7 @@ class WorkerPool(StandAside):
             with self._lock:
                 self._starting -= 1
                 self._started.notify_all()
+            self.start_error = None
 
     def _dismiss(self, worker: Worker) -> None:
         """Its thread did not start: as if it had never been filled in."""
@@ -546,10 +549,12 @@ class WorkerPool(StandAside):
 
     def _start_failed(self, error: BaseException) -> None:
         self.start_errors += 1
-        if self._on_start_error is None:
+        # One word, last writer wins: two that fail at once may both tell, and that is all.
+        told, self.start_error = self.start_error is not None, error
+        if told or self.on_start_error is None:
             return
         try:
-            self._on_start_error(error)
+            self.on_start_error(error)
         except BaseException:  # noqa: BLE001  # the boundary: a report that fails must not stop the pool
             log_contained("the report of a thread that could not be started raised")
 

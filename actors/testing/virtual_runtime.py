@@ -77,6 +77,9 @@ class VirtualHomes(Homes):
         """None, whatever runs."""
         return 0
 
+    def thread_error(self) -> None:
+        """None: there are no threads to be had or not."""
+
     def close(self, timeout_s: float, *, store_hangs: bool) -> None:
         """Cancel what is left on the loop."""
         del timeout_s, store_hangs

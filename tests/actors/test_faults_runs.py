@@ -192,10 +192,14 @@ def when_open():
         handle = rig.runtime.start(FailableRun, Told(("ok", "raise:ValueError@1")), run_id="r")
         threading.Event().wait(0.3)
         health = rig.runtime.health()
+        assert not health.ok and "thread" in health.thread_error, health
+        (exhausted,) = rig.seen.of(ThreadsExhausted)
+        assert exhausted.waiting >= 1 and "thread" in str(exhausted.error), exhausted
         failing[0] = False
         other = rig.runtime.start(FailableRun, Told(("ok",)), run_id="other")
         assert (handle.result(10), other.result(10)) == (2, 1)
-        assert rig.runtime.health().live_runs == 0
+        health = rig.runtime.health()
+        assert (health.live_runs, health.thread_error, health.ok) == (0, None, True)
 
 {which}()
 print("fine")
