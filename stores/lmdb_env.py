@@ -162,6 +162,12 @@ class OpenEnvironment(ReadableEnvironment):
         self._data_stat, self._lock_stat = self._data.stat(), self._lock.stat()
         self._page_bytes = env.stat()["psize"]
 
+    def make_missing_tables(self) -> None:
+        """A store of older code gets the tables that it lacks. Not before its format is known to be ours to write."""
+        for table in Table:
+            if table not in self._databases:
+                self._databases[table] = self._env.open_db(table.encode())
+
     def data_is_in_place(self) -> bool:
         """Is the data file still the one under its name? `rm -rf` is otherwise unnoticed."""
         return is_file(self._data, self._data_stat)
@@ -211,7 +217,7 @@ def create(folder: Path, meta: dict[bytes, bytes | None]) -> None:
 
 
 def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
-    """Open an existing store's environment and its tables.
+    """Open an existing store's environment and the tables that it has.
 
     Raises StoreCorrupt for another program's file, lmdb.Error, OSError.
     """
@@ -227,9 +233,7 @@ def open_environment(folder: Path, settings: Settings) -> OpenEnvironment:
         metasync=settings.profile == "power",
     )
     try:
-        databases = _open_tables(folder, env)
-        databases |= {table: env.open_db(table.encode()) for table in Table if table not in databases}
-        return OpenEnvironment(folder, env, databases)
+        return OpenEnvironment(folder, env, _open_tables(folder, env))
     except BaseException:
         env.close()
         raise

@@ -92,8 +92,6 @@ class LmdbStore(RowStore):
                 write_owner(self._folder, this_process())
                 self._owner_pid = os.getpid()
                 self._open_environment()
-                with self._environment().read() as rows:
-                    lmdb_meta.check_format(rows, self._path)
                 self._boot_epoch = self._draw_boot_epoch()
             except BaseException:
                 self._owner_pid = None
@@ -199,6 +197,9 @@ class LmdbStore(RowStore):
                 # What the system holds of the file goes to the disk before anything is written over. Without that, a
                 # header page that was refused, and that LMDB took back, could still be there when the power goes.
                 env.sync()
+                with env.read() as rows:
+                    lmdb_meta.check_format(rows, self._path)
+                env.make_missing_tables()
             except BaseException:
                 env.close()
                 raise

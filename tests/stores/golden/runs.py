@@ -1,0 +1,143 @@
+"""The run types of the golden stores. They must go on fitting what was written: change nothing that is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from executus.actors import ChildEnded, Done, RestartPolicy, Run, SavePolicy, Wait
+
+try:
+    from executus.actors import Journal
+except ImportError:  # the code that makes an old store has none
+    Journal = None  # type: ignore[assignment, misc]
+
+
+class Kept(msgspec.Struct, frozen=True):
+    n: int
+    note: str = ""
+    seen: frozenset[str] = frozenset()
+
+
+class Keeper(Run[int, Kept, int]):
+    """Adds what it is told; 0 ends it."""
+
+    run_type = "golden.Keeper"
+    save_policy = SavePolicy(durability="sync")
+
+    def begin(self, n: int) -> Wait[Kept]:
+        return Wait(Kept(n, "n\u00e4ive", frozenset({"a", "b"})))
+
+    def step(self, state: Kept) -> Done[int]:
+        return Done(state.n)
+
+    def receive(self, state: Kept, message: int) -> Any:
+        return state if message == 0 else Wait(msgspec.structs.replace(state, n=state.n + message))
+
+    def query(self, state: Kept, question: str) -> int:
+        return state.n
+
+
+class KeptAtTwo(msgspec.Struct, frozen=True):
+    total: int
+
+
+class UpgradedKeeper(Run[int, KeptAtTwo, int]):
+    """The next release of Keeper."""
+
+    run_type = "golden.Keeper"
+    schema_version = 2
+
+    def begin(self, n: int) -> Wait[KeptAtTwo]:
+        return Wait(KeptAtTwo(n))
+
+    def step(self, state: KeptAtTwo) -> Done[int]:
+        return Done(state.total)
+
+    def receive(self, state: KeptAtTwo, message: int) -> Any:
+        return state if message == 0 else Wait(KeptAtTwo(state.total + message))
+
+    def query(self, state: KeptAtTwo, question: str) -> int:
+        return state.total
+
+    def upgrade(self, version: int, raw: Any) -> KeptAtTwo:
+        assert version == 1
+        return KeptAtTwo(raw["n"])
+
+
+class Unknown(Keeper):
+    run_type = "golden.Unknown"
+
+
+class Fails(Run[int, Kept, int]):
+    run_type = "golden.Fails"
+    restart_policy = RestartPolicy(kind="temporary")
+
+    def begin(self, n: int) -> Kept:
+        return Kept(n)
+
+    def step(self, state: Kept) -> Kept:
+        raise ValueError("told to")
+
+
+class Parent(Run[int, Kept, int]):
+    """Spawns a child that ends at once, and saves so seldom that its end is owed."""
+
+    run_type = "golden.Parent"
+    save_policy = SavePolicy(every_s=3600)
+
+    def begin(self, n: int) -> Wait[Kept]:
+        self.context.spawn(Ends, n, key="kid")
+        return Wait(Kept(n))
+
+    def step(self, state: Kept) -> Done[int]:
+        return Done(state.n)
+
+    def receive(self, state: Kept, message: ChildEnded) -> Wait[Kept]:
+        return Wait(msgspec.structs.replace(state, n=state.n + 100))
+
+    def query(self, state: Kept, question: str) -> int:
+        return state.n
+
+
+class Ends(Run[int, Kept, int]):
+    run_type = "golden.Ends"
+
+    def begin(self, n: int) -> Kept:
+        return Kept(n)
+
+    def step(self, state: Kept) -> Done[int]:
+        return Done(state.n)
+
+
+RUNS: list[Any] = [Keeper, Fails, Parent, Ends]
+
+if Journal is not None:
+
+    class Said(msgspec.Struct, frozen=True):
+        lines: Journal[str]
+
+    class Chat(Run[int, Said, int]):
+        """A journal that is appended to and rewritten."""
+
+        run_type = "golden.Chat"
+        save_policy = SavePolicy(durability="sync")
+
+        def begin(self, n: int) -> Wait[Said]:
+            return Wait(Said(Journal(f"line {number}" for number in range(n))))
+
+        def step(self, state: Said) -> Done[int]:
+            return Done(len(state.lines))
+
+        def receive(self, state: Said, message: str) -> Any:
+            if message == "end":
+                return state
+            if message == "rewrite":
+                return Wait(Said(state.lines.replaced(["summary", *state.lines.last(2)])))
+            return Wait(Said(state.lines.append(message)))
+
+        def query(self, state: Said, question: str) -> list[str]:
+            return list(state.lines)
+
+    RUNS.append(Chat)
