@@ -104,7 +104,7 @@ def compact(store: str | os.PathLike[str]) -> CopyReport:
         try:
             with lmdb_env.typed_errors(folder, 0):
                 store_files.check_header(folder)
-                if previous is None or previous.closed != store_files.data_file(folder):
+                if previous is None or not store_files.is_as_left(folder, previous.closed):
                     store_files.check_in_child(folder, lmdb_env.engine_folder(), machine_restarted=True)
                 report = _copy_at_rest(folder, new)
                 _refuse_beside_readers(folder)

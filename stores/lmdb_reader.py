@@ -211,7 +211,7 @@ class LmdbReader(RowReader):
     def _check_after_unclean_exit(self) -> None:
         """A file that was not closed in peace is walked in a child first, as by any new owner."""
         last = read_owner(self._folder)
-        if self.owner_pid is not None or (last is not None and last.closed == store_files.data_file(self._folder)):
+        if self.owner_pid is not None or (last is not None and store_files.is_as_left(self._folder, last.closed)):
             return
         self._walk(machine_restarted=last is None or last.boot_id != boot_id())
 

@@ -85,7 +85,7 @@ class LmdbStore(RowStore):
                     lmdb_env.create(self._folder, lmdb_meta.first_rows())
                 else:
                     store_files.check_header(self._folder)
-                    if previous is None or previous.closed != store_files.data_file(self._folder):
+                    if previous is None or not store_files.is_as_left(self._folder, previous.closed):
                         restarted = previous is None or previous.boot_id != boot_id()
                         store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=restarted)
                 # Durable before the first write: a marker of a clean close must never survive one.

@@ -201,6 +201,26 @@ def test_what_was_acknowledged_survives_kill_9(store_path: Path) -> None:
     assert loaded.snapshot.state == b"%d " % loaded.snapshot.seq * 300
 
 
+def test_header_pages_that_changed_while_nobody_wrote_are_damage_although_they_follow_each_other(
+    store_path: Path,
+) -> None:
+    filled(store_path)
+    with opened(store_path) as store:
+        store.commit([])
+    path = store_path / "data.mdb"
+    data, stat = bytearray(path.read_bytes()), path.stat()
+    page = 4096
+    numbers = [int.from_bytes(data[at + 144 : at + 152], "little") for at in (0, page)]
+    newer = 0 if numbers[0] > numbers[1] else page
+    data[newer + 144 : newer + 152] = (max(numbers) - 2).to_bytes(8, "little")  # the commit before passes for the last
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    store_files.check_header(store_path)  # it sees nothing
+    with pytest.raises(StoreCorrupt, match="header pages"):
+        LmdbStore(store_path).open()
+    assert path.read_bytes() == bytes(data)
+
+
 def test_a_store_closed_in_peace_is_known_as_such_until_it_is_opened_or_touched(store_path: Path) -> None:
     filled(store_path)
     owner = read_owner(store_path)
