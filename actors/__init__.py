@@ -5,6 +5,7 @@ if __name__ != "executus.actors":
     raise ImportError(msg)
 
 from executus.actors.actor import Actor, ActorFuture, ActorRef, ExitReport
+from executus.actors.blob import Blob
 from executus.actors.child_spec import ChildSpec
 from executus.actors.core import Health
 from executus.actors.errors import (
@@ -84,6 +85,7 @@ __all__ = [
     "AsyncRunHandle",
     "AsyncRuntime",
     "Backoff",
+    "Blob",
     "BlockingCallOnLoop",
     "Cancelled",
     "ChildCounts",

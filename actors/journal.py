@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -15,13 +15,15 @@ class Log(Generic[T]):
     """The list that versions of a journal share: each sees it up to its own length. Only ever appended to.
 
     `grows` is False for what `Journal(items)` made: such a journal may be a constant of the user's module or the
-    default of a field, and would hold on to the items of the first run that appends to it.
+    default of a field, and would hold on to the items of the first run that appends to it. `content` is a digest of its
+    one item for a blob's.
     """
 
-    __slots__ = ("digested", "grows", "items", "lock")
+    __slots__ = ("content", "digested", "grows", "items", "lock")
 
-    def __init__(self, items: list[T], *, grows: bool = True) -> None:
+    def __init__(self, items: list[T], *, grows: bool = True, content: bytes | None = None) -> None:
         self.items = items
+        self.content = content
         self.grows = grows
         self.lock = threading.Lock()
         self.digested: tuple[Callable[[T], bytes], int, Any] | None = None
@@ -107,10 +109,9 @@ class Journal(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Journal):
             return NotImplemented
-        theirs = cast("Journal[Any]", other)
-        if self._length != theirs._length:
+        if self._length != other._length:
             return False
-        return self._log is theirs._log or all(a is b or a == b for a, b in zip(self, theirs, strict=True))
+        return self._log is other._log or all(a is b or a == b for a, b in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return f"Journal({list(self)!r})" if self._length <= 10 else f"<Journal of {self._length} items>"  # noqa: PLR2004
@@ -152,4 +153,4 @@ def digest_of(journal: Journal[T], encode: Callable[[T], bytes]) -> bytes:
             digest.update(len(data).to_bytes(8, "big"))
             digest.update(data)
         log.digested = (encode, length, digest)
-        return length.to_bytes(8, "big") + cast("bytes", digest.digest())
+        return length.to_bytes(8, "big") + digest.digest()

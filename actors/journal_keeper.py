@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, count
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from executus.actors.blob import INLINE_BYTES, Blob, encoded_blob, journal_of_blob
 from executus.actors.errors import SaveRejected
 from executus.actors.journal import Journal, Log, log_of
 from executus.actors.outcomes import safe_text
@@ -28,8 +29,9 @@ MAX_ITEM_BYTES: Final = MAX_RECORD_BYTES - 65_536
 _FIXARRAY_MAX: Final = 15
 _ARRAY16_MAX: Final = 0xFFFF
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _AnyLog = Log[Any]
+_Blobs = tuple[tuple[int, Blob], ...]
+"""Blobs that stand by themselves, each with the position of an item that holds it, or of one before it."""
 
 
 class _Plan(NamedTuple):
@@ -37,22 +39,27 @@ class _Plan(NamedTuple):
 
     layout: Layout
     small: tuple[int, ...]
+    blobs: _Blobs
     chunks: tuple[Chunk, ...] = ()
 
 
 class _Kept:
-    """What the store has acknowledged of one log, and what it may have besides.
+    """What the store has of one log for sure, and what it may have besides.
+
+    For sure is what was acknowledged and has been in every snapshot that was laid out since: of those nobody may know
+    which were stored, and what two of them did not need is gone.
 
     Rows of `base` are only ever extended: a commit whose outcome is unknown may have written items up to `offered`, and
     writing the same rows again, with as many items or more, is right whether it did or not. Where the run has gone back
     behind `offered`, the rest goes under a base of its own.
     """
 
-    __slots__ = ("base", "layout", "log", "offered", "small")
+    __slots__ = ("base", "blobs", "layout", "log", "offered", "small")
 
-    def __init__(self, log: _AnyLog, layout: Layout = ()) -> None:
+    def __init__(self, log: _AnyLog, layout: Layout = (), blobs: _Blobs = ()) -> None:
         self.log = log
         self.layout = layout
+        self.blobs = blobs
         self.base: Base | None = None
         self.small: tuple[int, ...] = ()
         """Positions of the newest rows of `base` that are a save each."""
@@ -63,16 +70,19 @@ class _Kept:
         return self.layout[-1].end if self.layout else 0
 
     def plan(self, end: int, draw: Callable[[], Base]) -> _Plan:
+        if end < self.stored:
+            self.layout, self.blobs = _cut(self.layout, end), tuple(one for one in self.blobs if one[0] < end)
+            self.base, self.small = None, ()
         stored = self.stored
-        if end <= stored:
-            return _Plan(self.layout, self.small)
-        if self.base is None or end < self.offered:
+        if end == stored:
+            return _Plan(self.layout, self.small, self.blobs)
+        base, small = self.base, self.small
+        if base is None or end < self.offered:
             base, small = draw(), ()
-        else:
-            base, small = self.base, self.small
         gathers = len(small) >= GATHER_ROWS - 1
         start = small[0] if gathers else stored
-        rows = _rows(self.log.items[start:end], start)
+        rows, found = _rows(self.log.items[start:end], start)
+        blobs = (*(one for one in self.blobs if one[0] < start), *found)
         written = {position for position, _, _ in rows}
         replaced = tuple(position for position in small if position not in written) if gathers else ()
         chunks = tuple(
@@ -83,9 +93,9 @@ class _Kept:
             layout = (*self.layout[:-1], Piece(base, self.layout[-1].first, end))
         else:
             layout = (*self.layout, Piece(base, stored, end))
-        is_small = not gathers and len(rows) == 1
+        is_small = not gathers and len(rows) == 1 and len(rows[0][2]) <= INLINE_BYTES
         self.base, self.small, self.offered = base, small, end
-        return _Plan(layout, (*small, stored) if is_small else (), chunks)
+        return _Plan(layout, (*small, stored) if is_small else (), blobs, chunks)
 
 
 class JournalKeeper:
@@ -95,54 +105,66 @@ class JournalKeeper:
     publishes that state, and nothing of the run reaches the store actor before.
     """
 
-    __slots__ = ("_acknowledged", "_kept", "_number", "_pending")
+    __slots__ = ("_kept", "_number", "_pending")
 
     def __init__(self) -> None:
-        self._kept: dict[int, _Kept] = {}
-        """By the identity of the log, which the entry keeps alive."""
-        self._acknowledged: frozenset[int] = frozenset()
-        self._pending: tuple[int, dict[int, _Plan]] = (0, {})
+        self._kept: dict[_Key, _Kept] = {}
+        """Of the logs of the snapshot that was laid out last."""
+        self._pending: tuple[int, dict[_Key, _Plan]] = (0, {})
         self._number = 0
 
-    def restored(self, journals: Sequence[Journal[Any]], layouts: Sequence[Layout]) -> None:
-        """These journals were read from the store, where they stand so."""
-        for journal, layout in zip(journals, layouts, strict=True):
+    def restored(self, stored: Iterable[tuple[Journal[Any], Layout, _Blobs]]) -> None:
+        """These journals were read from the store, where they stand so, blobs among them and such as are in items."""
+        for journal, layout, blobs in stored:
             log = log_of(journal)
-            self._kept[id(log)] = _Kept(log, layout if len(layout) < MAX_PIECES else ())
-        self._acknowledged = frozenset(self._kept)
+            self._kept[_key(log)] = _Kept(log, layout if len(layout) < MAX_PIECES else (), blobs)
 
     def lay_out(
         self, journals: Sequence[Journal[Any]], *, seq: int, epoch: int
     ) -> tuple[tuple[Layout, ...], tuple[Chunk, ...]]:
         """Where each journal stands with the snapshot `seq`, and the chunks that must be written for that.
 
-        Says the same again for the same journals until `confirm`. Raises SaveRejected.
+        Behind the journals come the blobs that their items hold: found by their content, so that their order is of no
+        account. Says the same again for the same journals until `confirm`. Raises SaveRejected.
         """
 
         def draw() -> Base:
             self._number += 1
             return Base(epoch, self._number)
 
-        ends: dict[int, tuple[_AnyLog, int]] = {}
-        for journal in journals:
-            log = log_of(journal)
-            ends[id(log)] = (log, max(len(journal), ends[id(log)][1] if id(log) in ends else 0))
-        kept = {key: self._kept.get(key) or self._adopted(log, end) for key, (log, end) in ends.items()}
-        self._kept = {key: one for key, one in self._kept.items() if key in self._acknowledged} | kept
-        plans = {key: one.plan(ends[key][1], draw) for key, one in kept.items()}
-        self._pending = (seq, plans)
-        layouts = tuple(_cut(plans[id(log_of(journal))].layout, len(journal)) for journal in journals)
+        plans: dict[_Key, _Plan] = {}
+        kept: dict[_Key, _Kept] = {}
+
+        def plan(all_of: Sequence[Journal[Any]]) -> None:
+            ends: dict[_Key, tuple[_AnyLog, int]] = {}
+            for journal in all_of:
+                log = log_of(journal)
+                ends[_key(log)] = (log, max(len(journal), ends.get(_key(log), (log, 0))[1]))
+            for key, (log, end) in ends.items():
+                if key not in plans:
+                    kept[key] = self._kept.get(key) or self._adopted(log, end)
+                    plans[key] = kept[key].plan(end, draw)
+
+        plan(journals)
+        held = {
+            blob: journal_of_blob(blob)
+            for journal in journals
+            for position, blob in plans[_key(log_of(journal))].blobs
+            if position < len(journal)
+        }
+        blobs = tuple(held.values())
+        plan(blobs)
+        self._kept, self._pending = kept, (seq, plans)
+        layouts = tuple(_cut(plans[_key(log_of(one))].layout, len(one)) for one in (*journals, *blobs))
         return layouts, tuple(chunk for plan in plans.values() for chunk in plan.chunks)
 
     def confirm(self, seq: int) -> None:
         """The snapshot `seq` is committed. If it was not laid out last, its rows will be written again."""
         if self._pending[0] != seq:
             return
-        plans = self._pending[1]
-        self._kept = {key: self._kept[key] for key in plans}
-        for key, plan in plans.items():
-            self._kept[key].layout, self._kept[key].small = plan.layout, plan.small
-        self._acknowledged = frozenset(plans)
+        for key, plan in self._pending[1].items():
+            one = self._kept[key]
+            one.layout, one.small, one.blobs = plan.layout, plan.small, plan.blobs
         self._pending = (0, {})
 
     def _adopted(self, log: _AnyLog, end: int) -> _Kept:
@@ -150,13 +172,22 @@ class JournalKeeper:
 
         In common are the very same objects: a branch, or a list that was made of a journal's items.
         """
-        common, layout = 0, ()
-        for key in self._acknowledged:
-            other = self._kept[key]
+        common, best = 0, None
+        for other in self._kept.values():
             shared = _common(log.items, other.log.items, min(end, other.stored))
             if shared > common and len(other.layout) < MAX_PIECES:
-                common, layout = shared, other.layout
-        return _Kept(log, _cut(layout, common))
+                common, best = shared, other
+        if best is None:
+            return _Kept(log)
+        return _Kept(log, _cut(best.layout, common), tuple(one for one in best.blobs if one[0] < common))
+
+
+_Key = int | bytes
+
+
+def _key(log: _AnyLog) -> _Key:
+    """A log's identity, while an entry keeps it alive; a blob's is its content."""
+    return id(log) if log.content is None else log.content
 
 
 def _common(one: list[Any], other: list[Any], most: int) -> int:
@@ -174,26 +205,41 @@ def _cut(layout: Layout, end: int) -> Layout:
     )
 
 
-def _rows(items: list[Any], position: int) -> list[tuple[int, int, bytes]]:
-    """(position, count, bytes) of rows for these items. Of more items, all rows but the last are the same."""
+def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]], list[tuple[int, Blob]]]:
+    """(position, count, bytes) of rows for these items, and the blobs in them that stand by themselves.
+
+    Of more items, all rows but the last are the same. Raises SaveRejected.
+    """
     rows: list[tuple[int, int, bytes]] = []
+    blobs: list[tuple[int, Blob]] = []
+    larger: list[Blob] = []
+
+    def encode_blob(value: object) -> msgspec.msgpack.Ext:
+        if type(value) is not Blob:
+            raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
+        return encoded_blob(value, larger)
+
+    encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=encode_blob).encode
     parts: list[bytes] = []
     size = 0
     for at, item in enumerate(items, position):
-        data = _encoded(item, at)
+        data = _encoded(encode, item, at)
+        if larger:
+            blobs += [(at, blob) for blob in larger]
+            larger.clear()
         if parts and size + len(data) > CHUNK_BYTES:
-            rows.append((at - len(parts), len(parts), _array(parts)))
+            rows.append((at - len(parts), len(parts), array_of(parts)))
             parts, size = [], 0
         parts.append(data)
         size += len(data)
     if parts:
-        rows.append((position + len(items) - len(parts), len(parts), _array(parts)))
-    return rows
+        rows.append((position + len(items) - len(parts), len(parts), array_of(parts)))
+    return rows, blobs
 
 
-def _encoded(item: object, at: int) -> bytes:
+def _encoded(encode: Callable[[object], bytes], item: object, at: int) -> bytes:
     try:
-        data = _encoder.encode(item)
+        data = encode(item)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SaveRejected(f"item {at} of a journal cannot be encoded: {safe_text(error)}") from error
     if len(data) > MAX_ITEM_BYTES:
@@ -201,7 +247,7 @@ def _encoded(item: object, at: int) -> bytes:
     return data
 
 
-def _array(parts: list[bytes]) -> bytes:
+def array_of(parts: list[bytes]) -> bytes:
     """One msgpack array of encoded items."""
     number = len(parts)
     if number <= _FIXARRAY_MAX:

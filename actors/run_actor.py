@@ -639,9 +639,9 @@ class RunActor(Actor):
             return None, None
         states, keeper = self.definition.states, self.slot.keeper
         if snapshot.schema_version == self.definition.schema_version:
-            state, journals = states.load(loaded)
+            state, stored = states.load(loaded)
             if keeper is not None:
-                keeper.restored(journals, snapshot.journals)
+                keeper.restored(stored)
         else:
             assert self.run is not None
             state = self.run.upgrade(snapshot.schema_version, plain_state(loaded))

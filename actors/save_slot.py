@@ -193,8 +193,9 @@ class SaveSlot:
             state, journals = self.definition.states.encode(published.state)
         layouts: tuple[Layout, ...] | msgspec.UnsetType = msgspec.UNSET
         chunks: tuple[Chunk, ...] = ()
-        if journals and self.keeper is not None:
-            layouts, chunks = self.keeper.lay_out(journals, seq=published.seq, epoch=self.token.epoch)
+        if self.keeper is not None:
+            laid_out, chunks = self.keeper.lay_out(journals, seq=published.seq, epoch=self.token.epoch)
+            layouts = laid_out or msgspec.UNSET
         snapshot = Snapshot(
             run_id=self.token.run_id,
             incarnation=self.token.incarnation,

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import inspect as types
 
+from executus.actors.blob import Blob
 from executus.actors.errors import InvalidRunType
 from executus.actors.journal import Journal
 from executus.actors.outcomes import safe_text
@@ -102,10 +103,10 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in {typing.Union, pytypes.UnionType}
 
 
-def decoder_of(kind: Any, what: str, name: str, *, journals: bool = False) -> msgspec.msgpack.Decoder[Any]:
+def decoder_of(kind: Any, what: str, name: str, known: tuple[type, ...] = ()) -> msgspec.msgpack.Decoder[Any]:
     """A decoder for a user's type, after checks that msgspec makes late or not at all.
 
-    `journals` are for states alone. Raises InvalidRunType with advice.
+    `known` are classes of ours that it may hold. Raises InvalidRunType with advice.
     """
     try:
         info = types.type_info(kind)
@@ -115,9 +116,13 @@ def decoder_of(kind: Any, what: str, name: str, *, journals: bool = False) -> ms
         if "union" in str(error).lower():
             advice = ". Untagged Structs in a union: add tag=True to each class"
         raise InvalidRunType(name, f"{what} {kind!r} cannot be stored: {error}{advice}") from error
-    unknown = _first_custom(info, set(), Journal if journals else None)
+    unknown = _first_custom(info, set(), known)
     if unknown is Journal:
         raise InvalidRunType(name, f"{what} holds a Journal, which is for states alone. Use a tuple there")
+    if unknown is Blob:
+        raise InvalidRunType(
+            name, f"{what} holds a Blob, which is for states and their journals alone. Use bytes there"
+        )
     if unknown is not None:
         raise InvalidRunType(
             name,
@@ -129,16 +134,18 @@ def decoder_of(kind: Any, what: str, name: str, *, journals: bool = False) -> ms
 
 
 def journal_items(state_type: Any, name: str) -> dict[Any, Any]:
-    """The types of items of all journals in a state, by their `Journal[T]`.
+    """The types of items of all journals in a state, by their `Journal[T]`; and Blob where there is one.
 
     Raises InvalidRunType where T is not named, is not immutable, or holds a journal itself.
     """
     found: dict[Any, Any] = {}
     _find_journals(state_type, {}, found, set())
     for journal, item in found.items():
+        if journal is Blob:
+            continue
         if item is None or isinstance(item, TypeVar):
             raise InvalidRunType(name, f"State holds {journal!r}: name the type of its items, as in Journal[Message]")
-        decoder_of(item, f"a Journal in State (its items {item!r})", name)
+        decoder_of(item, f"a Journal in State (its items {item!r})", name, (Blob,))
         if not is_immutable(types.type_info(item), set()):
             raise InvalidRunType(
                 name,
@@ -155,7 +162,9 @@ def _find_journals(kind: Any, bound: dict[Any, Any], found: dict[Any, Any], seen
     if kind is Journal or origin is Journal:
         found[kind] = bound.get(arguments[0], arguments[0]) if arguments else None
         return
-    if origin is typing.Literal:
+    if kind is Blob:
+        found[Blob] = Blob
+    if kind is Blob or origin is typing.Literal:
         return
     for argument in arguments:
         _find_journals(argument, bound, found, seen)
@@ -197,9 +206,9 @@ def _parts(info: types.Type) -> list[types.Type]:
             return []
 
 
-def _first_custom(info: types.Type, seen: set[Any], known: type | None = None) -> type | None:
+def _first_custom(info: types.Type, seen: set[Any], known: tuple[type, ...]) -> type | None:
     if isinstance(info, types.CustomType):
-        return None if info.cls is known else info.cls
+        return None if info.cls in known else info.cls
     if _entered(info, seen):
         return None
     return next((found for part in _parts(info) if (found := _first_custom(part, seen, known)) is not None), None)
@@ -234,8 +243,8 @@ def is_immutable(info: types.Type, seen: set[Any]) -> bool:
 
     Frozen Structs and dataclasses, tuples, frozensets, scalars, all the way down.
     """
-    if isinstance(info, types.CustomType) and info.cls is Journal:
-        return True  # its items are, see journal_items
+    if isinstance(info, types.CustomType) and info.cls in {Journal, Blob}:
+        return True  # a journal's items are, see journal_items
     if type(info) in _MUTABLE:  # exactly: to msgspec a tuple of any length is a kind of Collection
         return False
     if isinstance(info, types.StructType) and not _plain_class(info.cls).__struct_config__.frozen:

@@ -43,8 +43,8 @@ def _chunks_of(scan: Scan, key: bytes, layout: Layout, run_id: str) -> tuple[Chu
             at += chunk.count
         if piece.first > at or at < piece.end:
             raise RecordCorrupt(
-                f"journal of {run_id!r} is damaged: item {at} of {layout[-1].end} is missing. The others were left as they "
-                "are.",
+                f"journal of {run_id!r} is damaged: item {at} of {layout[-1].end} is missing. The others were left as "
+                "they are.",
                 run_id=run_id,
                 what="journal",
             )

@@ -94,7 +94,11 @@ class RowReader(abc.ABC):
             generations = rows.get_many(Table.SNAPSHOTS, slot_keys)
             if claim is not None:  # within the view, for the journals are to be of the same commit
                 incarnation = codec.decode_claim(claim, key).incarnation
-                return newest_readable(generations, incarnation, run_id, lambda *range_: rows.page(*range_, 1 << 62))
+
+                def scan(table: Table, first: bytes, below: bytes) -> list[tuple[bytes, bytes]]:
+                    return rows.page(table, first, below, 1 << 62)
+
+                return newest_readable(generations, incarnation, run_id, scan)
         _refuse_without_claim(record, run_id)
         return None
 

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from executus.actors import Journal, SaveRejected
+from executus.actors import Blob, Journal, SaveRejected
+from executus.actors.blob import INLINE_BYTES
 from executus.actors.journal_keeper import CHUNK_BYTES, GATHER_ROWS, MAX_ITEM_BYTES, MAX_PIECES, JournalKeeper
 from executus.actors.state_codec import StateCodec
 from executus.stores import MAX_RECORD_BYTES, Layout, MemoryStore, Save, codec
@@ -16,10 +17,21 @@ from executus.stores.rows import Table, chunk_base
 from tests.stores.making import begin, reclaimed, snapshot
 
 
+class Page(msgspec.Struct, frozen=True):
+    text: str
+    images: tuple[Blob, ...] = ()
+
+
 class Book(msgspec.Struct, frozen=True):
     main: Journal[bytes] = Journal()
     side: Journal[bytes] | None = None
     notes: tuple[Journal[int], ...] = ()
+    pages: Journal[Page] = Journal()
+    cover: Blob | None = None
+
+
+LARGE = [bytes([n]) * (INLINE_BYTES + 1) for n in range(4)]
+SMALL = b"small"
 
 
 CODEC = StateCodec(Book, "Book")
@@ -58,10 +70,15 @@ class Desk:
         self.keeper = JournalKeeper()
         loaded = self.store.load_snapshot("r")
         assert loaded is not None
-        state, journals = CODEC.load(loaded)
-        self.keeper.restored(journals, loaded.snapshot.journals)
+        state, stored = CODEC.load(loaded)
+        self.keeper.restored(stored)
         assert isinstance(state, Book)
         return state
+
+    def blobs(self) -> list[int]:
+        """Which of LARGE are in how many rows."""
+        rows = [data for _, data in self.store._tables.page(Table.JOURNALS, b"", None, 1 << 62)]
+        return [sum(content in data for data in rows) for content in LARGE]
 
     def rows(self) -> int:
         return len(self.store._tables.page(Table.JOURNALS, b"", None, 1 << 62))
@@ -166,6 +183,51 @@ def test_an_item_that_cannot_be_stored_is_named_and_the_last_good_snapshot_stand
     assert desk.stored() == Book(journal.append(b"good again"))
 
 
+def test_a_blob_is_stored_once_by_its_content_wherever_it_stands_and_goes_when_no_generation_needs_it() -> None:
+    desk, pages = Desk(), Journal[Page]()
+    state = Book(cover=Blob(LARGE[0]))
+    desk.save(state)
+    for n in range(3 * GATHER_ROWS):
+        image = Blob(LARGE[n % 2])
+        pages = pages.append(Page(str(n), (image, Blob(SMALL))))
+        state = Book(pages=pages, cover=Blob(LARGE[0]))
+        desk.save(state)
+        assert desk.blobs() == [1, 1 if n else 0, 0, 0]
+    assert desk.restart_from_store() == state
+    desk.save(state)
+    again = desk.restart_from_store()
+    assert again == state
+    state = Book(pages=again.pages.append(Page("x", (Blob(LARGE[1]), Blob(LARGE[2])))), cover=again.cover)
+    assert sum(len(chunk.items) for chunk in desk.save(state).chunks) < 1.1 * len(LARGE[2])
+    assert desk.blobs() == [1, 1, 1, 0]
+    kept = state.pages.replaced(state.pages.last(1))
+    assert all(LARGE[n] not in chunk.items for chunk in desk.save(Book(pages=kept)).chunks for n in range(3))
+    desk.save(Book(pages=kept))
+    assert desk.blobs() == [0, 1, 1, 0]
+    desk.save(Book())
+    desk.save(Book())
+    assert (desk.blobs(), desk.rows()) == ([0] * 4, 0)
+
+
+def test_large_items_are_written_once_for_they_are_not_gathered() -> None:
+    desk, journal = Desk(), Journal[bytes]()
+    for n in range(2 * GATHER_ROWS):
+        journal = journal.append(bytes([n]) * (INLINE_BYTES + 1))
+        assert sum(chunk.count for chunk in desk.save(Book(journal)).chunks) == 1
+    assert desk.stored() == Book(journal)
+
+
+def test_a_snapshot_that_lacks_a_blob_falls_back() -> None:
+    desk = Desk()
+    first = Book(pages=Journal([Page("a", (Blob(LARGE[0]),))]))
+    desk.save(first)
+    desk.save(Book(pages=first.pages.append(Page("b", (Blob(LARGE[1]),)))))
+    tables = desk.store._tables
+    (key,) = [key for key, data in tables.page(Table.JOURNALS, b"", None, 99) if LARGE[1] in data]
+    tables.write({Table.JOURNALS: {key: None}})
+    assert desk.stored() == first
+
+
 def test_what_was_laid_out_before_the_last_is_not_taken_for_stored() -> None:
     desk, journal = Desk(), Journal[bytes]().append(b"1")
     desk.seq = 1
@@ -176,6 +238,29 @@ def test_what_was_laid_out_before_the_last_is_not_taken_for_stored() -> None:
     desk.keeper.confirm(1)
     assert desk.offer(Book(journal)) == again
     assert again.chunks[0].count == 2
+
+
+def test_what_two_snapshots_did_not_need_is_written_again() -> None:
+    desk, short = Desk(), Journal[bytes]().append(b"0")
+    desk.save(Book(short))
+    long = desk.restart_from_store().main.append(b"1")  # in a piece of its own
+    desk.save(Book(long))
+    short = long.replaced(long[:1])
+    for state in (short, short, long, Journal[bytes](), Journal[bytes](), long):
+        desk.save(Book(state))
+        assert desk.stored() == Book(state)
+
+
+def test_what_two_snapshots_of_unknown_outcome_did_not_need_is_written_again() -> None:
+    desk, journal, cover = Desk(), Journal([b"0"]), Blob(LARGE[0])
+    desk.save(Book(journal, cover=cover))
+    for n in range(2):
+        desk.seq += 1
+        desk.store.commit([desk.offer(Book(Journal([b"%d" % n])))])
+        desk.store._fences.clear()
+    state = Book(journal.append(b"1"), cover=cover)
+    desk.save(state)
+    assert desk.stored() == state
 
 
 class KeepersAgainstAStore(RuleBasedStateMachine):
@@ -215,8 +300,24 @@ class KeepersAgainstAStore(RuleBasedStateMachine):
     def note(self, number: int) -> None:
         self.go_on(notes=(*self.state.notes[-2:], Journal(range(number))))
 
+    @rule(which=st.lists(st.integers(0, 4), max_size=2))
+    def turn_page(self, which: list[int]) -> None:
+        images = tuple(Blob([*LARGE, SMALL][n]) for n in which)
+        self.go_on(pages=self.state.pages.append(Page("text", images)))
+
+    @rule(which=st.sampled_from([None, *range(5)]), same=st.booleans())
+    def new_cover(self, which: int | None, same: bool) -> None:
+        held = [image for page in self.state.pages for image in page.images]
+        cover = None if which is None else Blob([*LARGE, SMALL][which])
+        self.go_on(cover=held[-1] if same and held else cover)
+
+    @rule(number=st.integers(0, 2))
+    def rip_pages_out(self, number: int) -> None:
+        self.go_on(pages=self.state.pages.replaced(self.state.pages.last(number)))
+
     @rule()
     def step_that_crashed(self) -> None:
+        self.state.pages.append(Page("lost", (Blob(LARGE[0]),)))
         self.state.main.append(b"lost")
 
     @rule(back=st.integers(1, 3))
@@ -288,10 +389,16 @@ class KeepersAgainstAStore(RuleBasedStateMachine):
     def nothing_is_kept_that_no_generation_needs(self) -> None:
         if not getattr(self, "applied", None):
             return
+        held = {bytes(blob) for book in self.applied[-2:] for blob in blobs_of(book)}
+        assert {content for content, rows in zip(LARGE, self.desk.blobs(), strict=True) if rows} <= held
         slots = self.desk.store._tables.page(Table.SNAPSHOTS, b"", None, 9)
         layouts: list[Layout] = [layout for key, data in slots for layout in codec.decode_snapshot(data, key).journals]
         needed = {piece.base for layout in layouts for piece in layout}
         assert {chunk_base(key) for key in keys(self.desk)} <= needed
+
+
+def blobs_of(book: Book) -> list[Blob]:
+    return [*(image for page in book.pages for image in page.images), *([book.cover] if book.cover else [])]
 
 
 def seq_of(data: bytes) -> int:

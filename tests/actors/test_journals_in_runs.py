@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ import msgspec
 import pytest
 
 from executus.actors import (
+    Blob,
     Done,
     InvalidRunType,
     Journal,
@@ -591,3 +594,136 @@ def test_a_run_that_hangs_is_restarted_from_the_journal_that_it_had() -> None:
         *expected(9),
         "after the zombie",
     ]
+
+
+# --- blobs -------------------------------------------------------------------------------------------------------------
+
+
+class Picture(msgspec.Struct, frozen=True):
+    name: str
+    image: Blob
+
+
+class Album(msgspec.Struct, frozen=True):
+    cover: Blob = Blob(b"no cover")
+    pictures: Journal[Picture] = Journal()
+    thumbs: tuple[Blob, ...] = ()
+
+
+class Paste(msgspec.Struct, frozen=True, tag=True):
+    name: str
+    byte: int
+    size: int
+
+
+class Albums(Run[int, Album, int]):
+    save_policy = SYNC
+
+    def begin(self, n: int) -> Wait[Album]:
+        return Wait(Album())
+
+    def step(self, state: Album) -> Wait[Album]:
+        return Wait(state)
+
+    def receive(self, state: Album, message: Paste) -> Wait[Album]:
+        KEYS.append((len(state.pictures), self.context.idempotency_key))
+        image = Blob(bytes([message.byte]) * message.size)
+        pictures = state.pictures.append(Picture(message.name, image))
+        return Wait(Album(image, pictures, (*state.thumbs, Blob(image.data[:10]))))
+
+    def query(self, state: Album, question: str) -> Any:
+        return (state.cover.data, [(picture.name, picture.image.data) for picture in state.pictures])
+
+
+@pytest.mark.parametrize("immutable", [True, False])
+def test_blobs_come_back_in_the_next_boot_and_are_handed_to_the_store_once(immutable: bool, store_path: Path) -> None:
+    class Kept(Albums):
+        run_type = "Albums"
+
+    class Changing(Run[int, list[Album], int]):
+        run_type = "Albums"
+        save_policy = SYNC
+        begin = lambda self, n: Wait([Album()])  # noqa: E731
+        step = lambda self, state: Wait(state)  # noqa: E731
+
+        def receive(self, state: list[Album], message: Paste) -> Wait[list[Album]]:
+            state[0] = Albums.receive(self, state[0], message).state  # type: ignore[arg-type]
+            return Wait(state)
+
+        def query(self, state: list[Album], question: str) -> Any:
+            return Albums.query(self, state[0], question)  # type: ignore[arg-type]
+
+    kind: Any = Kept if immutable else Changing
+    large = 100_000
+    store = Counting()
+    KEYS.clear()
+    with opened(store, runs=[kind]) as runtime:
+        handle = runtime.start(kind, 0, run_id="r")
+        for n in range(6):
+            handle.tell(Paste(str(n), n % 2, large if n < 4 else 10))
+        wait_until(lambda: handle.status().durable_seq == 7, 10)
+        answer = handle.query("")
+    assert sum(store.sizes) < 2 * large + 20_000
+    keys = list(KEYS)
+    with opened(store, runs=[kind]) as runtime:
+        handle = runtime.get(kind, "r")
+        assert handle.query("") == answer
+        assert answer[1][3] == ("3", b"\1" * large)
+        before = sum(store.sizes)
+        handle.tell(Paste("6", 1, large))
+        wait_until(lambda: handle.status().durable_seq == 8, 10)
+        assert sum(store.sizes) - before < 20_000
+        assert handle.query("")[0] == b"\1" * large
+    assert len({key for _, key in [*keys, *KEYS]}) == 7
+
+
+def test_upgrade_gets_a_blob_as_bytes_and_show_its_size(store_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Plain(msgspec.Struct, frozen=True):
+        cover: bytes
+        names: tuple[str, ...]
+        images: tuple[bytes, ...]
+
+    class PlainAlbums(Run[int, Plain, int]):
+        run_type = "Albums"
+        schema_version = 2
+
+        def begin(self, n: int) -> Wait[Plain]: ...
+
+        def step(self, state: Plain) -> Wait[Plain]:
+            return Wait(state)
+
+        def upgrade(self, version: int, raw: Any) -> Plain:
+            pictures = raw["pictures"]
+            return Plain(raw["cover"], tuple(p["name"] for p in pictures), tuple(p["image"] for p in pictures))
+
+        def query(self, state: Plain, question: str) -> Any:
+            return state
+
+    with opened(store_path, runs=[Albums]) as runtime:
+        handle = runtime.start(Albums, 0, run_id="r")
+        handle.tell(Paste("small", 1, 10))
+        handle.tell(Paste("large", 2, 100_000))
+        wait_until(lambda: handle.status().durable_seq == 3, 10)
+    assert main(["show", str(store_path), "r", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["snapshot"]["state"]["value"]
+    assert shown["cover"]["blob_bytes"] > 100_000
+    assert [picture["image"].get("blob_bytes") for picture in shown["pictures"]] == [10, None]
+    with opened(store_path, runs=[PlainAlbums]) as runtime:
+        state = runtime.get(PlainAlbums, "r").query("")
+    large = b"\2" * 100_000
+    assert (state.cover, state.names, state.images) == (large, ("small", "large"), (b"\1" * 10, large))
+
+
+def test_a_blob_is_a_value() -> None:
+    one = Blob(b"x" * 70_000)
+    assert one == Blob(b"x" * 70_000) != Blob(b"y")
+    assert len({one, Blob(bytes(one)), copy.deepcopy(one), pickle.loads(pickle.dumps(one))}) == 1
+    assert (len(one), repr(one), one != b"x") == (70_000, "<Blob of 70000 bytes>", True)
+    with pytest.raises(TypeError, match="bytes, not of str"):
+        Blob("text")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("where", "wanted"), [({"input": Blob}, "Input"), ({"result": tuple[Blob, ...]}, "Result")])
+def test_a_blob_is_for_states_and_their_journals_alone(where: Any, wanted: str) -> None:
+    with pytest.raises(InvalidRunType, match=f"{wanted} holds a Blob, which is for states"):
+        RunDefinition(run_of(Album, **where))

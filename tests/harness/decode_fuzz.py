@@ -32,7 +32,8 @@ from typing import Any
 
 import msgspec
 
-from executus.actors import Done, Journal, ResultUnreadable, Run
+from executus.actors import Blob, Done, Journal, ResultUnreadable, Run
+from executus.actors.blob import encoded_blob
 from executus.actors.definition import RunDefinition, decode_next, encode_next
 from executus.actors.errors import MessageUnreadable, OptionsUnreadable
 from executus.actors.outcomes import Completed, ErrorInfo, Failed, Phase, encode_outcome, safe_text
@@ -136,19 +137,29 @@ class Diary(msgspec.Struct, frozen=True):
 
     pages: Journal[Leaf]
     more: dict[str, Journal[Leaf]] = {}
+    cover: Blob | None = None
+    scans: Journal[Blob] = Journal()
 
 
-DIARY = StateCodec(Diary, "Diary").encode(Diary(Journal(), {"a": Journal()}))[0]
+SCAN = Blob(bytes(70_000))
+DIARY = StateCodec(Diary, "Diary").encode(Diary(Journal(), {"a": Journal()}, SCAN, Journal([SCAN, Blob(b"small")])))[0]
 DIARY_PAGES = msgspec.msgpack.encode([Leaf(1.5), Leaf(2.5, dt.datetime(2024, 1, 2, tzinfo=dt.UTC))])
-DIARY_LAYOUTS = ((Piece(Base(1, 1), 0, 2),), (Piece(Base(1, 1), 0, 2),))
+DIARY_SCANS = (
+    b"\x92" + msgspec.msgpack.encode(encoded_blob(SCAN, [])) + msgspec.msgpack.encode(encoded_blob(Blob(b""), []))
+)
+DIARY_LAYOUTS = tuple((Piece(Base(1, number), 0, length),) for number, length in ((1, 2), (1, 2), (2, 1), (3, 2)))
 MESSAGE = Message(run_id="run", incarnation=1, number=1, message_id="m", body=DIARY_PAGES, sent_at_s=1.0)
 PAGES_CHUNK = Chunk(base=Base(1, 1), position=0, count=2, items=DIARY_PAGES)
 
 
-def kept(state: bytes, pages: bytes) -> LoadedSnapshot:
+def kept(state: bytes, pages: bytes, cover: bytes = b"", scans: bytes = DIARY_SCANS) -> LoadedSnapshot:
     """As a store gives it, whose checksums held."""
-    chunks = (msgspec.structs.replace(PAGES_CHUNK, items=pages),)
-    return LoadedSnapshot(snapshot(Token("run", 1, 1), 3, state, layouts=DIARY_LAYOUTS), None, (chunks, chunks))
+    rows = (pages, pages, cover or msgspec.msgpack.encode([SCAN.data]), scans)
+    chunks = tuple(
+        (Chunk(base=layout[0].base, position=0, count=layout[0].end, items=items),)
+        for layout, items in zip(DIARY_LAYOUTS, rows, strict=True)
+    )
+    return LoadedSnapshot(snapshot(Token("run", 1, 1), 3, state, layouts=DIARY_LAYOUTS), None, chunks)
 
 
 class _Planted:
@@ -211,6 +222,9 @@ def contents(folder: Path) -> dict[str, Target]:
         "body of a message": (lambda data: hostage.decode_message(data, "m"), (MessageUnreadable, MemoryError)),
         "state with journals": (lambda data: diary.load(kept(data, DIARY_PAGES)), USERS),
         "items of a journal": (lambda data: diary.load(kept(DIARY, data)), USERS),
+        "a blob": (lambda data: diary.load(kept(DIARY, DIARY_PAGES, data)), USERS),
+        "items with blobs": (lambda data: diary.load(kept(DIARY, DIARY_PAGES, scans=data)), USERS),
+        "raw items with blobs for upgrade": (lambda data: plain_state(kept(DIARY, DIARY_PAGES, scans=data)), USERS),
         "raw state for upgrade": (lambda data: plain_state(kept(data, DIARY_PAGES)), USERS),
         "raw items for upgrade": (lambda data: plain_state(kept(DIARY, data)), USERS),
         "next": (decode_next, USERS),
@@ -244,6 +258,9 @@ def valid_payloads() -> dict[str, list[bytes]]:
         "state": [bag],
         "state with journals": [DIARY],
         "items of a journal": [DIARY_PAGES],
+        "a blob": [msgspec.msgpack.encode([SCAN.data])],
+        "items with blobs": [DIARY_SCANS],
+        "raw items with blobs for upgrade": [DIARY_SCANS],
         "raw items for upgrade": [DIARY_PAGES],
         "input": [bag],
         "body of a message": [msgspec.msgpack.encode(Give(BAG)), msgspec.msgpack.encode(Ask("x"))],
