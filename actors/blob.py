@@ -28,7 +28,7 @@ class Blob:
     __slots__ = ("_log", "data")
 
     def __init__(self, data: bytes) -> None:
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # at run time anything may come
             raise TypeError(f"a Blob is made of bytes, not of {type(data).__name__}")
         self.data: Final = data
         self._log: Log[bytes] | None = None

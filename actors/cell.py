@@ -150,11 +150,11 @@ class Cell(Mailbox):
             if self._control or waiting > 1:
                 stopping = self._run_batch(handler, waiting)
             elif waiting and (message := self.take()) is not NOTHING:
-                kind = type(message)
+                kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type
                 if kind not in self.special:
                     handler.on_receive(message)
                 else:
-                    stopping = self._handle_special(handler, message, kind)
+                    stopping = self._handle_special(handler, message, kind)  # pyright: ignore[reportUnknownArgumentType]
         except BaseException as error:  # noqa: BLE001
             self._end(handler, error)
             return
@@ -196,10 +196,10 @@ class Cell(Mailbox):
                     message = get() if not self._control else self._take_control(get)
                 except Empty:  # closed meanwhile
                     return False
-                kind = type(message)
+                kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type
                 if kind not in special:
                     on_receive(message)
-                elif self._handle_special(handler, message, kind):
+                elif self._handle_special(handler, message, kind):  # pyright: ignore[reportUnknownArgumentType]
                     return True
             left -= unclocked
             if seconds is not None:
@@ -240,7 +240,7 @@ class Cell(Mailbox):
         if self._closed:
             self._refuse(ask)
             return False
-        kind = type(message)
+        kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type
         try:
             if kind not in self.special or kind is self.envelope:
                 reply = handler.on_receive(message)
@@ -320,7 +320,7 @@ class Cell(Mailbox):
         return made
 
     def _is_stop(self, message: Any) -> bool:
-        kind = type(message)
+        kind = type(message)  # pyright: ignore[reportUnknownVariableType]  # messages are of any type
         return kind in self.stops or (
             kind is self.envelope and message.asks is self and type(message.message) in self.stops
         )

@@ -69,9 +69,11 @@ class Homes:
             stack_of=stack_of,
             leaked_threads=self._pool.leaked,
         )
-        self._pool.on_start_error = lambda error: events.emit(
-            ThreadsExhausted(error=ErrorInfo.of(error), waiting=self._pool.queued())
-        )
+
+        def tell(error: BaseException) -> None:
+            events.emit(ThreadsExhausted(error=ErrorInfo.of(error), waiting=self._pool.queued()))
+
+        self._pool.on_start_error = tell
         if self._loop is not None:
             environment.next_turn = LoopShare(self._loop).next_turn
         return environment

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, TypeVar, cast, overload
 
 T = TypeVar("T")
 
@@ -109,9 +109,10 @@ class Journal(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Journal):
             return NotImplemented
-        if self._length != other._length:
+        others = cast("Journal[object]", other)
+        if self._length != others._length:
             return False
-        return self._log is other._log or all(a is b or a == b for a, b in zip(self, other, strict=True))
+        return self._log is others._log or all(a is b or a == b for a, b in zip(self, others, strict=True))
 
     def __repr__(self) -> str:
         return f"Journal({list(self)!r})" if self._length <= 10 else f"<Journal of {self._length} items>"  # noqa: PLR2004
@@ -131,7 +132,7 @@ class Journal(Sequence[T]):
 
 def journal_of(log: Log[T], length: int) -> Journal[T]:
     """The version of a log that has this length."""
-    journal: Journal[T] = object.__new__(Journal)
+    journal = cast("Journal[T]", object.__new__(Journal))
     journal._log, journal._length = log, length  # noqa: SLF001 - its other constructor
     return journal
 

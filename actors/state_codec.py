@@ -64,7 +64,7 @@ class StateCodec:
         def place(value: object) -> msgspec.msgpack.Ext:
             if type(value) is Journal:
                 code = _JOURNAL
-                journals.append(value)
+                journals.append(value)  # pyright: ignore[reportUnknownArgumentType]  # of whatever items
             elif type(value) is not Blob:
                 raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
             elif len(value) <= INLINE_BYTES:

@@ -183,7 +183,7 @@ def _has_fields(cls: type) -> bool:
         issubclass(plain, msgspec.Struct)
         or dataclasses.is_dataclass(plain)
         or hasattr(plain, "__total__")
-        or (issubclass(plain, tuple) and hasattr(plain, "_fields"))
+        or (issubclass(cls, tuple) and hasattr(plain, "_fields"))
     )
 
 
