@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from executus.actors import admission, journal_keeper, pruning, save_slot, store_actor, supervisor
+from executus.actors import admission, journal_keeper, passivation, pruning, save_slot, store_actor, supervisor
 from executus.actors.deliveries import Deliveries
 from executus.actors.dormitory import Dormitory
 from executus.actors.family import Family
@@ -35,6 +35,7 @@ def no_claim(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(supervisor, "next_claim", same_epoch)
     patch.setattr(admission, "next_claim", same_epoch)
+    patch.setattr(passivation, "next_claim", same_epoch)
 
 
 def older_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
