@@ -235,6 +235,7 @@ def plain_state(loaded: LoadedSnapshot) -> Any:
     Raises msgspec.MsgspecError.
     """
     blobs = _Blobs(loaded)
+    built: dict[int, _Items] = {}
 
     def value_at(code: int, data: memoryview) -> _Items | bytes:
         found = msgspec.msgpack.Ext(code, bytes(data))
@@ -243,9 +244,11 @@ def plain_state(loaded: LoadedSnapshot) -> Any:
         if code == BLOB_PLACE:
             return blobs.at(number_of_place(found, len(loaded.chunks), BLOB_PLACE)).data
         number = number_of_place(found, len(loaded.chunks))
-        return _items_of(
-            loaded, number, lambda chunk: msgspec.msgpack.Decoder(_Items, ext_hook=value_at).decode(chunk.items)
-        )
+        if number not in built:  # no state of ours names one twice; a hostile one is not to fill the memory with copies
+            built[number] = _items_of(
+                loaded, number, lambda chunk: msgspec.msgpack.Decoder(_Items, ext_hook=value_at).decode(chunk.items)
+            )
+        return built[number]
 
     return msgspec.msgpack.decode(loaded.snapshot.state, ext_hook=value_at)
 
