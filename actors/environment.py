@@ -85,11 +85,3 @@ class Environment:
         Within a process no jump of the wall clock moves it; from one to the next downtime counts.
         """
         return self._opened_at_s + self.clock.now_s()
-
-    def steady_at(self, now_s: float) -> float:
-        """The steady time of a monotonic one."""
-        return self._opened_at_s + now_s
-
-    def now_at(self, steady_s: float) -> float:
-        """The monotonic time of a steady one."""
-        return steady_s - self._opened_at_s

@@ -47,16 +47,12 @@ class Family:
         link = inc.parent
         if link is not None:
             parent = self._desk.table.get(link.run_id)
-            if parent is None and not inc.durable:  # the store does not know of it: the parent is kept for it
-                parent = self._desk.dormitory.asleep(link.run_id)
             if parent is not None and _is_child_of(inc, parent):
                 _deliver(parent, link.key, inc.run_id, outcome)
         for child_run_id in list(inc.children.values()):
             child = self._desk.table.get(child_run_id)
             if child is not None and child.parent is not None and child.parent.incarnation == inc.incarnation:
                 self._end_run(EndRun(child.run_id, child.incarnation, parent_ended(child.parent), Promise()))
-        if any(run_id not in self._desk.table for run_id in inc.kin()):
-            self._desk.look_soon()  # those of them that are passivated were roused by the commit of this ending
 
     def _is_owed(self, parent: Incarnation, child: Incarnation, *, begun_here: bool) -> bool:
         """Whether the parent was not told of the end of this child before, by this process or in its stored state."""

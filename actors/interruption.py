@@ -25,7 +25,7 @@ from executus.actors.outcomes import (
     Phase,
     encode_outcome,
 )
-from executus.actors.stored_runs import ending_claim, stored_kin
+from executus.actors.stored_runs import ending_claim
 from executus.stores import (
     ENDED,
     Accepted,
@@ -39,7 +39,6 @@ from executus.stores import (
     Token,
 )
 
-GOING_ON: Final = frozenset({RunStatus.RUNNING, RunStatus.PASSIVATED})
 SWEEP_MIN_S: Final = 0.05
 CANCEL_GRACE_S: Final = 0.1
 """What an async callback gets after its cancellation to clean up, where the grace itself is over."""
@@ -94,7 +93,7 @@ class Interruption:
                 self.arm_grace(inc)
             case Stage.BACKING_OFF:
                 self._life.exited(inc, ExitEvidence(phase=Phase.WAITING, causes=tuple(inc.causes)), None)
-            case Stage.CLAIMING | Stage.SETTLING | Stage.PASSIVATED | Stage.ENDED:
+            case Stage.CLAIMING | Stage.SETTLING | Stage.ENDED:
                 pass  # a claim that comes through is launched and sees the cause; the others end already
             case _:
                 assert_never(inc.stage)
@@ -160,7 +159,7 @@ class Interruption:
 
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
-                case Refused(Refusal.FENCED, RunClaim(incarnation=inc.incarnation) as held) if held.status in GOING_ON:
+                case Refused(Refusal.FENCED, RunClaim(status=RunStatus.RUNNING, incarnation=inc.incarnation) as held):
                     # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
                     # there, then. Also after it was signalled without its tombstone.
                     self._commit_tombstone(inc, cause, held.token)
@@ -172,15 +171,7 @@ class Interruption:
                     inc.killed_by = None  # it ended by itself first: that ending stands
 
         self._desk.commit(
-            [
-                Claim(
-                    claim=tombstone,
-                    expected=expected,
-                    outcome=encode_outcome(Killed(cause.by, cause.reason)),
-                    rouses=inc.kin(),
-                )
-            ],
-            then,
+            [Claim(claim=tombstone, expected=expected, outcome=encode_outcome(Killed(cause.by, cause.reason)))], then
         )
 
     def tombstone_late(self, inc: Incarnation) -> None:
@@ -236,19 +227,14 @@ class Interruption:
                     )
                 )
             order.reply.try_set(None)
-            self._desk.look_soon()
 
         def failed(error: ExecutusError) -> bool:
             order.reply.try_fail(error)
             return True
 
-        operation = Claim(
-            claim=claim,
-            expected=stored.claim.token,
-            outcome=encode_outcome(outcome),
-            rouses=stored_kin(self._env, stored),
+        self._desk.commit(
+            [Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed
         )
-        self._desk.commit([operation], then, failed=failed)
 
     def _pending_of(self, stored: StoredRun) -> int:
         """How many durable messages wait for a run at rest; 0 where that cannot be read."""

@@ -201,8 +201,7 @@ class Ledger:
             if op.record is None and claim.status is RunStatus.RUNNING:
                 by_hand = before.status in RESUMABLE and claim.run_id in self.resumable
                 self.check(
-                    before.status in {*LIVE, RunStatus.PASSIVATED} or by_hand,
-                    f"{life} was {before.status.value} and has been resurrected",
+                    before.status in LIVE or by_hand, f"{life} was {before.status.value} and has been resurrected"
                 )
             if op.record is None and claim.status is RunStatus.KILLED:
                 self.check(
@@ -228,9 +227,7 @@ class Ledger:
         row = self.rows.pop(run_id, None)
         if row is None:
             return  # a retry
-        self.check(
-            row.status not in {*LIVE, RunStatus.PASSIVATED}, f"{run_id} was {row.status.value} and has been deleted"
-        )
+        self.check(row.status not in LIVE, f"{run_id} was {row.status.value} and has been deleted")
         self.deleted.add((run_id, row.incarnation))
         link = self.owed.pop(run_id, None)
         parent = None if link is None else self.rows.get(link.run_id)
@@ -286,7 +283,7 @@ class Ledger:
                     event.resumed_from_seq >= self.acknowledged.get(life, 0),
                     f"{life} resumed from {event.resumed_from_seq}, behind the acknowledged {self.acknowledged.get(life, 0)}",
                 )
-        if isinstance(event, RunEvent) and type(event).__name__ in {"RunResumed", "RunActivated"}:
+        if isinstance(event, RunEvent) and type(event).__name__ == "RunResumed":
             self.reports.pop(self.life_of[event.epoch], None)
 
     def acknowledge(self, life: Life, seq: int, how: str) -> None:
@@ -346,7 +343,7 @@ class Ledger:
         if not durable:
             return True
         if row is None:
-            return any(run_id == life[0] and incarnation >= life[1] for run_id, incarnation in self.deleted)
+            return life in self.deleted
         if ending.outcome is None and row.status in {RunStatus.KILLED, RunStatus.CANCELLED}:
             return True  # it rested, and in the same commit it was killed at rest
         return row.incarnation > life[1] or (row.incarnation == life[1] and row.status is ending.status)

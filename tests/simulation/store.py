@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from executus.stores import (
-    DueRun,
     EndedRun,
     LoadedSnapshot,
     MemoryStore,
@@ -150,10 +149,6 @@ class FailingStore:
     def ended(self, status: RunStatus, *, after: EndedRun | None = None, limit: int = 1000) -> list[EndedRun]:
         self._read()
         return self._disk.ended(status, after=after, limit=limit)
-
-    def due(self, *, by_wall: bool, after: DueRun | None = None, limit: int = 1000) -> list[DueRun]:
-        self._read()
-        return self._disk.due(by_wall=by_wall, after=after, limit=limit)
 
     def count_ended(self) -> dict[RunStatus, int]:
         self._read()

@@ -347,8 +347,6 @@ class World:
         self.process: Process | None = None
         self.processes = 0
         self.chaos = True
-        self.sleepy = rng.random() < 0.4
-        """Whether its runs wait much."""
         self._names = 0
         self._starts: dict[str, Callable[[World], None]] = {}
 
@@ -465,8 +463,6 @@ class World:
                 SavePolicy(durability="none") if not children else SavePolicy(),
             )
         )
-        if save.durability != "none":
-            save = msgspec.structs.replace(save, passivate_after_s=rng.choice((None, 0.02, 0.02, 0.1, 0.5)))
         self.policies[run_id] = policies = Policies(
             RestartPolicy(
                 kind=restart,
@@ -537,8 +533,6 @@ class World:
             kind = rng.choice(
                 ("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "until", "waitmsg", "blot")
             )
-            if self.sleepy and rng.random() < 0.5:
-                kind = rng.choice(("wait", "until", "waitmsg"))
             if kind in {"wait", "until", "waitmsg", "blot"}:
                 place = f"{'blot' if kind == 'blot' else 'wait'}{rng.randrange(goal)}"
             elif rng.random() < 0.03:
@@ -742,13 +736,6 @@ class World:
         if handle is not None:
             process.monitor(handle)
 
-    def _glance(self) -> None:
-        """Look at a run and let go of it: of a passivated one nothing is left in memory."""
-        process = self.process
-        assert process is not None
-        with contextlib.suppress(ExecutusError):
-            process.core.find(self.rng.choice(list(self.jobs))).view()
-
     def _close(self) -> None:
         assert self.process is not None
         self.process.close(self.rng.choice((0.0, 0.3, 2.0)))
@@ -785,8 +772,7 @@ class World:
         for run_id, row in list(self.ledger.rows.items()):
             if row.status in RESUMABLE and not self._spent(run_id, row.status):
                 self._resume_run(run_id)
-        passivated = [run_id for run_id, row in self.ledger.rows.items() if row.status is RunStatus.PASSIVATED]
-        for inc in dict.fromkeys([*process.core.table.values(), *map(process.core.find, passivated)]):
+        for inc in list(process.core.table.values()):
             handle = process.hold(inc)
             if inc.policies.restart.kind == "permanent":
                 process.order(f"cancel {inc.run_id}", lambda h=handle: h._end(CancelRequested("world", "the end")))  # type: ignore[misc]
@@ -928,7 +914,6 @@ ACTIONS: Final[tuple[Callable[[World], None], ...]] = (
     World._start_again,
     World._start_again,
     World._monitor,
-    World._glance,
     World._close,
     World._jump,
 )
