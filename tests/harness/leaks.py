@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 
 BATCHES: Final = (3, 2)
 """The first warms up: where many threads come and go, the allocator makes its arenas for a while."""
-SLACK_BYTES: Final = 4 * 1024**2
+SLACK_BYTES: Final = 8 * 1024**2
 """Of the allocator, which gives back what it has in pieces of its own."""
 SLACK_OBJECTS: Final = 500
 

@@ -44,6 +44,7 @@ def first_failing(stacks: Stacks, seeds: range) -> tuple[int, str] | None:
     return None
 
 
+@pytest.mark.timeout(600)  # half a minute where nobody else is at work
 def test_no_seed_violates_a_promise() -> None:
     """In two processes side by side, as anybody runs it."""
     half = SEEDS // 2
