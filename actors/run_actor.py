@@ -515,6 +515,8 @@ class RunActor(Actor):
             self.wait_timer = timers.call_at(self.wait_due_s, elapsed)
         elif moment_s is not None:
             self.wait_timer = timers.call_at_wall(moment_s, elapsed)
+        if self.leaving:  # given up on. `exited` writes this, then looks for a timer: one of the two cancels it
+            self.wait_timer.cancel()
 
     def _publish(self, state: object, following: Next) -> None:
         """One more completed callback: its state is the newest, for the store, for queries and for a restart."""

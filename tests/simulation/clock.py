@@ -48,6 +48,8 @@ class SimTimers:
         return timer
 
     def _look(self, timer: WallTimer) -> None:
+        if timer.cancelled:
+            return
         now_s = self._scheduler.now_s
         left_s = timer.wall_s - now_s - self._clock.wall_offset_s
         if left_s <= 0:
@@ -61,13 +63,15 @@ class SimTimers:
 class WallTimer:
     """One pending call by the wall clock, which is looked at again and again."""
 
-    __slots__ = ("fn", "next", "wall_s")
+    __slots__ = ("cancelled", "fn", "next", "wall_s")
 
     def __init__(self, wall_s: float, fn: Callable[[], None]) -> None:
         self.wall_s = wall_s
         self.fn = fn
         self.next: Timer | None = None
+        self.cancelled = False
 
     def cancel(self) -> None:
+        self.cancelled = True
         if self.next is not None:
             self.next.cancel()

@@ -343,7 +343,7 @@ class Ledger:
         if not durable:
             return True
         if row is None:
-            return life in self.deleted
+            return any(run_id == life[0] and incarnation >= life[1] for run_id, incarnation in self.deleted)
         if ending.outcome is None and row.status in {RunStatus.KILLED, RunStatus.CANCELLED}:
             return True  # it rested, and in the same commit it was killed at rest
         return row.incarnation > life[1] or (row.incarnation == life[1] and row.status is ending.status)
