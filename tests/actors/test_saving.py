@@ -364,6 +364,7 @@ def test_one_run_whose_state_is_too_large_spoils_nobody_elses_save() -> None:
         good = rig.waiting(run_id="good")
         bad.tell(Do("go"))
         good.tell(Do("ok"))
+        wait_until(lambda: good.status().seq == 3)  # `durable` speaks of what has completed, not of what is queued
         assert good.durable(10) == 3
         rig.seen.wait_for(SaveRefused, "bad")
 
