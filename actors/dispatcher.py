@@ -171,13 +171,20 @@ class GiveWay:
     def __call__(self) -> None:
         """Between two turns, on the thread whose work it is."""
         now_s = time.monotonic()
-        if now_s < self._at_s:
-            return
+        if now_s >= self._at_s:
+            self._at_s = self.let_go(now_s)
+
+    def next_s(self, now_s: float) -> float:
+        """When it is due for a thread that begins to work now."""
+        return now_s + self._every_s
+
+    def let_go(self, now_s: float) -> float:
+        """It is due: give it up, and say when it is due again. For a loop that looks at the clock itself."""
         time.sleep(self.SLEEP_S)
         back_s = time.monotonic()
         # Dear: somebody else hogs the interpreter, and each time costs a switch interval.
         self._every_s = min(self._every_s * 2, self.MAX_S) if back_s - now_s > self.DEAR_S else self.EVERY_S
-        self._at_s = back_s + self._every_s
+        return self.next_s(back_s)
 
 
 class ThreadDispatcher:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _allocate_lock = threading.Lock
 
-give_way: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: None)
+yield_cpu: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: None)
 """Let go of the GIL and of the CPU for a moment, for who is ready to run. Where nobody is it costs 1 us."""
 
 

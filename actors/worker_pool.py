@@ -12,10 +12,10 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from executus.actors.clock import log_contained
-from executus.actors.dispatcher import Job, StandAside, Turn, TurnBudget, refuse_all, run_contained
+from executus.actors.dispatcher import GiveWay, Job, StandAside, Turn, TurnBudget, refuse_all, run_contained
 from executus.actors.errors import DispatcherClosed, RuntimeForked
 from executus.actors.forks import forks
-from executus.actors.future import Promise, give_way, this_thread
+from executus.actors.future import Promise, this_thread, yield_cpu
 from executus.actors.lanes import SHORT_S, Habits, Lane, Worker
 from executus.actors.pool_monitor import (
     COMPUTING_S,
@@ -38,12 +38,6 @@ IDLE_S: Final = 1.0
 MOVED_AT_ONCE: Final = 1024
 SAMPLE: Final = 64
 """Of so many blocking turns the monitor reads the CPU clocks at each tick: 0.05 ms of 5."""
-YIELD_EVERY_S: Final = 0.0015
-YIELD_S: Final = 0.00001
-YIELD_DEAR_S: Final = 0.002
-YIELD_MAX_S: Final = 0.02
-"""The leader gives up the GIL for 10 us every 1.5 ms, so that store, timers and the host's loop need not wait out a
-switch interval; where that costs more than 2 ms (somebody else hogs the interpreter) it does so less often."""
 
 
 class WorkerPool(StandAside):
@@ -267,8 +261,9 @@ class WorkerPool(StandAside):
         """Run short turns for as long as this worker has the role."""
         ready, habits = self._ready, self._habits
         popleft = ready.popleft
-        every_s = YIELD_EVERY_S
-        yield_at_s = monotonic() + every_s
+        # Or store, timers and the host's loop wait out a switch interval each time that they want the interpreter.
+        give_way = GiveWay()
+        give_way_at_s = give_way.next_s(monotonic())
         moved = 0
         while self._leader is worker:
             try:
@@ -277,7 +272,7 @@ class WorkerPool(StandAside):
                 if moved:
                     moved = self._send_for_workers()
                     continue
-                give_way()  # who waits for our last turn may have the next one: then neither has to be woken
+                yield_cpu()  # who waits for our last turn may have the next one: then neither has to be woken
                 if ready:
                     continue
                 found = self._rest(worker)
@@ -287,7 +282,7 @@ class WorkerPool(StandAside):
                     continue
                 turn = found
                 del found
-                yield_at_s = monotonic() + every_s
+                give_way_at_s = give_way.next_s(monotonic())
             if habits.known and (lane := habits.lane_of(turn)) is not None:
                 lane.turns.append(turn)
                 if self._closed:
@@ -308,11 +303,8 @@ class WorkerPool(StandAside):
                 moved = self._send_for_workers()
             del turn  # or a resting leader keeps the last actor it ran alive
             now_s = monotonic()
-            if now_s >= yield_at_s:
-                time.sleep(YIELD_S)
-                yielded_s = monotonic()
-                every_s = min(every_s * 2, YIELD_MAX_S) if yielded_s - now_s > YIELD_DEAR_S else YIELD_EVERY_S
-                yield_at_s = yielded_s + every_s
+            if now_s >= give_way_at_s:
+                give_way_at_s = give_way.let_go(now_s)
 
     def _send_for_workers(self) -> int:
         for lane in self._lanes:
