@@ -298,6 +298,7 @@ def _expect_child(pid: int, timeout_s: float = 2.5) -> None:
 
 def main(ending: str, crowd: str, path: str) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: forks beside threads
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job ignores it
     ENDINGS[ending](Host(crowd, path))
 
 
