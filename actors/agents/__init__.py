@@ -1,0 +1,1 @@
+"""executus.actors.agents: durable runs of language models, alone or in phases, and the ports around them."""

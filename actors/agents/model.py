@@ -1,0 +1,63 @@
+"""The port to language models: messages and tools in, a message and its usage out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from executus.actors.agents.agent import RunInfo
+from executus.actors.agents.parts import Message, Usage
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool as a model sees it. `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, object]
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. `messages` is a legal transcript that ends with the user's or a tool's word."""
+
+    system: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    info: RunInfo
+    step: int
+    """Which request of this conversation it is, from 0."""
+
+
+class ModelReply(msgspec.Struct, frozen=True):
+    """The model's message, of text, thoughts and calls, and what it took. `usage.requests` is counted by the caller."""
+
+    message: Message
+    usage: Usage = Usage()
+
+
+class Model(Protocol):
+    """Answers requests; `def` is called on a worker thread and may block, `async def` on the event loop.
+
+    Raises RateLimited to be asked again later within the same step, FatalModelError to end the run; anything else
+    restarts the run, with backoff, from its last completed step. One model serves many runs at once.
+    """
+
+    def request(self, request: ModelRequest, /) -> ModelReply | Awaitable[ModelReply]:
+        """The next message."""
+        ...
+
+
+class Tier(msgspec.Struct, frozen=True, kw_only=True):
+    """A model under a name: how much it can see, and what it costs. Prices are for a million tokens."""
+
+    model: Model
+    context_tokens: int = 128_000
+    usd_in: float = 0.0
+    usd_out: float = 0.0
+
+    def priced(self, usage: Usage) -> Usage:
+        """The usage of one request, with its price where the model did not say it."""
+        usd = usage.usd or (usage.input_tokens * self.usd_in + usage.output_tokens * self.usd_out) / 1e6
+        return msgspec.structs.replace(usage, requests=1, usd=usd)

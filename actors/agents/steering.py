@@ -1,0 +1,31 @@
+"""What is said to a running agent: `handle.send(Steer(...))` durably, `handle.tell(Steer(...))` without a promise."""
+
+from __future__ import annotations
+
+import msgspec
+
+from executus.actors.agents.parts import Image, Message, user
+
+
+class Steer(msgspec.Struct, frozen=True, tag="steer"):
+    """Put this into the conversation before its next step."""
+
+    text: str = ""
+    images: tuple[Image, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """As the model will see it."""
+        return user(self.text, self.images, origin="steer")
+
+
+class FollowUp(msgspec.Struct, frozen=True, tag="follow_up"):
+    """Ask this when the run would otherwise end; it goes on with it then."""
+
+    text: str = ""
+    images: tuple[Image, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """As the model will see it."""
+        return user(self.text, self.images, origin="follow_up")
