@@ -8,7 +8,7 @@ Fact = str | int | float | bool
 
 
 class AgentError(ActorError):
-    """The family. `facts` are small scalars that come with the outcome; `FATAL` lists those that no restart can mend."""
+    """The family. `facts` are small scalars that come with the outcome; `FATAL` lists what no restart can mend."""
 
     def __init__(self, message: str, **facts: Fact) -> None:
         super().__init__(message)
@@ -71,4 +71,4 @@ FATAL: tuple[type[AgentError], ...] = (
 
 
 class ToolError(Exception):
-    """Raised by a tool: the model sees the text as the call's result, and may do better. So it does any other Exception."""
+    """Raised by a tool: the model sees the text as the call's result, and may do better. As with any Exception."""
