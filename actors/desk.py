@@ -179,15 +179,7 @@ class Desk:
 
     def emit(self, kind: type[RunEvent], inc: Incarnation, **facts: Any) -> None:
         """Emit a run's event."""
-        self.env.events.emit(
-            kind(
-                run_id=inc.run_id,
-                run_type=inc.definition.name,
-                attempt=inc.claim.attempt,
-                epoch=inc.claim.epoch,
-                **facts,
-            )
-        )
+        self.env.emit(kind, inc, **facts)
 
 
 def reason_of(exit_: Exit) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from executus.actors.clock import Clock, Timers
 from executus.actors.dispatcher import Dispatcher
-from executus.actors.events import EventBus
+from executus.actors.events import EventBus, RunEvent
+from executus.actors.incarnation import Incarnation
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.retention import DEFAULT_RETENTION, RetentionPolicy
 from executus.stores import EPOCHS_PER_BOOT, CheckpointStore
@@ -85,3 +86,16 @@ class Environment:
         Within a process no jump of the wall clock moves it; from one to the next downtime counts.
         """
         return self._opened_at_s + self.clock.now_s()
+
+    def emit(self, kind: type[RunEvent], inc: Incarnation, **facts: Any) -> None:
+        """Emit an event of a live run. On any thread."""
+        claim = inc.claim
+        self.events.emit(
+            kind(
+                run_id=inc.run_id,
+                run_type=inc.definition.name,
+                attempt=claim.attempt,
+                epoch=claim.epoch,
+                **facts,
+            )
+        )

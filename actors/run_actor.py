@@ -311,7 +311,7 @@ class RunActor(Actor):
                         letter.message = self._read(posted)
                     return letter
                 self.consumed_through = posted.number
-                self._tell_expired(posted)
+                self.env.emit(MessageExpired, inc, message_id=posted.message_id, number=posted.number)
             letter = self.letter = inc.letters.take()
             posted = None if letter is None else letter.posted
         return letter
@@ -330,19 +330,6 @@ class RunActor(Actor):
         except MessageUnreadable:
             self.letter = None
             raise
-
-    def _tell_expired(self, posted: Posted) -> None:
-        inc = self.inc
-        self.env.events.emit(
-            MessageExpired(
-                run_id=inc.run_id,
-                run_type=self.definition.name,
-                attempt=inc.claim.attempt,
-                epoch=inc.claim.epoch,
-                message_id=posted.message_id,
-                number=posted.number,
-            )
-        )
 
     def _calling(self, call: Call) -> Call:
         self.inc.phase = call.value
@@ -546,17 +533,7 @@ class RunActor(Actor):
     def _refuse(self, error: SaveRejected) -> None:
         if self.synchronous:
             raise error
-        inc = self.inc
-        self.env.events.emit(
-            SaveRefused(
-                run_id=inc.run_id,
-                run_type=self.definition.name,
-                attempt=inc.claim.attempt,
-                epoch=inc.claim.epoch,
-                error=ErrorInfo.of(error),
-                seq=self.seq,
-            )
-        )
+        self.env.emit(SaveRefused, self.inc, error=ErrorInfo.of(error), seq=self.seq)
 
     def _acknowledged(self, seq: int, error: Exception | None) -> None:
         if not 0 < self.gate_seq <= seq:
@@ -618,17 +595,7 @@ class RunActor(Actor):
         if self.next is not STEPPING:
             self.wait_due_s = self._due_s(self.next) if self.source is Source.STORE else published.due_s
             self._arm()
-        inc = self.inc
-        self.env.events.emit(
-            RunRestored(
-                run_id=inc.run_id,
-                run_type=self.definition.name,
-                attempt=inc.claim.attempt,
-                epoch=inc.claim.epoch,
-                resumed_from_seq=self.seq,
-                fell_back=fell_back,
-            )
-        )
+        self.env.emit(RunRestored, self.inc, resumed_from_seq=self.seq, fell_back=fell_back)
 
     def _load(self) -> tuple[Published | None, str | None]:
         loaded = self.env.store.load_snapshot(self.inc.run_id)

@@ -121,17 +121,7 @@ class AttemptContext:
         inc = self._incarnation
         inc.progress = Progress(done, total, note)
         if self._env.events.listened:
-            self._env.events.emit(
-                RunProgressed(
-                    run_id=inc.run_id,
-                    run_type=inc.definition.name,
-                    attempt=self.attempt,
-                    epoch=self.epoch,
-                    done=done,
-                    total=total,
-                    note=note,
-                )
-            )
+            self._env.emit(RunProgressed, inc, done=done, total=total, note=note)
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """See RunContext."""
