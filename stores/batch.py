@@ -112,6 +112,7 @@ class Batch:
             data = codec.encode_record(op.record, key)
             if before:
                 self._put(Table.OUTCOMES, key, None)
+                self._put(Table.FLIGHTS, key, None)
                 self._drop_links(key)
                 drop_everything(self._staging, key)
                 after = _fresh(claim)
@@ -123,6 +124,8 @@ class Batch:
                     self._put(Table.GONE_CHILDREN, link, None)
         if op.outcome is not None:
             self._put_outcome(claim, key, op.outcome)
+        if op.flight is not None:
+            self._put_flight(claim, key, op.flight)
         if claim.status in ENDED_FOR_GOOD:
             after = after._replace(inbox=drop_messages(self._staging, key, self._inbox(key, after)))
         self._put_claim(key, after, before.claim if before else None)
@@ -164,6 +167,8 @@ class Batch:
             fence = fence._replace(inbox=inbox)
         if op.outcome is not None:
             self._put_outcome(before, key, op.outcome)
+        if op.flight is not None:
+            self._put_flight(before, key, op.flight)
         settled = replace(before, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
         self._put_claim(key, fence._replace(claim=settled), before)
         self._consume(key, op.consumed_children)
@@ -177,6 +182,8 @@ class Batch:
             aside = replace(fence.claim, status=op.status, reason=op.reason)
             if op.at_s is not None and op.status not in LIVE:
                 aside = replace(aside, ended_at_s=op.at_s)
+            if op.flight is not None:
+                self._put_flight(aside, key, op.flight)
             self._put_claim(key, fence._replace(claim=aside), fence.claim)
         return verdict
 
@@ -200,7 +207,7 @@ class Batch:
             self._leave_to_parent(key)
             self._drop_links(key)
             drop_everything(self._staging, key)
-            for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE):
+            for table in (Table.CLAIMS, Table.RECORDS, Table.OUTCOMES, Table.LIVE, Table.FLIGHTS):
                 self._put(table, key, None)
             self._move_in_index(fence.claim if fence else None, None)
             self.fences[op.token.run_id] = None
@@ -298,6 +305,10 @@ class Batch:
     def _put_outcome(self, claim: RunClaim, key: bytes, outcome: bytes) -> None:
         stamp = codec.Stamp(claim.incarnation, claim.epoch)
         self._put(Table.OUTCOMES, key, codec.encode_outcome(outcome, stamp, key, claim.run_id))
+
+    def _put_flight(self, claim: RunClaim, key: bytes, flight: bytes) -> None:
+        stamp = codec.Stamp(claim.incarnation, claim.epoch)
+        self._put(Table.FLIGHTS, key, codec.encode_flight(flight, stamp, key, claim.run_id))
 
     def _holds_outcome(self, key: bytes, outcome: bytes) -> bool:
         data = self._get(Table.OUTCOMES, key)

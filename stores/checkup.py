@@ -42,6 +42,8 @@ class DamageKind(enum.StrEnum):
     """A child's link to its parent cannot be read."""
     MESSAGE = "message"
     """A durable message that waits for it cannot be read."""
+    FLIGHT = "flight"
+    """Its flight record cannot be read. Nothing of the run itself is lost."""
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -69,6 +71,7 @@ class RunRows(msgspec.Struct, frozen=True, kw_only=True):
     generations: Mapping[bytes, bytes]
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     outcome: bytes | None
+    flight: bytes | None = None
     messages: tuple[StoredMessage, ...] = ()
     indexed: bool
 
@@ -80,6 +83,8 @@ def check_run(rows: RunRows) -> RunCheckup:
     record = _read(lambda data: codec.decode_record(data, rows.key), rows.record, DamageKind.RECORD, damages)
     if rows.outcome is not None:
         _read(lambda data: codec.decode_outcome(data, rows.key), rows.outcome, DamageKind.OUTCOME, damages)
+    if rows.flight is not None:
+        _read(lambda data: codec.decode_flight(data, rows.key), rows.flight, DamageKind.FLIGHT, damages)
     if claim is not None:
         damages += _damaged_snapshots(rows, claim)
         if rows.indexed != (claim.status in LIVE):

@@ -17,6 +17,7 @@ import msgspec
 
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.records import (
+    MAX_FLIGHT_BYTES,
     MAX_LABELS,
     MAX_RECORD_BYTES,
     Base,
@@ -55,6 +56,7 @@ class Kind(enum.IntEnum):
     MESSAGE = 8
     MESSAGE_ID = 9
     CHUNK = 10
+    FLIGHT = 11
 
 
 class Stamp(NamedTuple):
@@ -130,6 +132,21 @@ def encode_outcome(outcome: bytes, stamp: Stamp, key: bytes, run_id: str) -> byt
 def decode_outcome(data: bytes, key: bytes) -> bytes:
     """Read an outcome back."""
     return bytes(open_frame(data, Kind.OUTCOME, key).payload)
+
+
+def encode_flight(flight: bytes, stamp: Stamp, key: bytes, run_id: str) -> bytes:
+    """Frame a flight record, which is opaque. Raises RecordTooLarge over MAX_FLIGHT_BYTES, TypeError."""
+    _must_be_bytes(flight, "flight", run_id)
+    if len(flight) > MAX_FLIGHT_BYTES:
+        raise _too_large(Kind.FLIGHT, run_id, len(flight), MAX_FLIGHT_BYTES)
+    return _frame(Kind.FLIGHT, stamp, key, flight, run_id)
+
+
+def decode_flight(data: bytes, key: bytes) -> bytes:
+    """Read a flight record back."""
+    if len(data) > HEADER_BYTES + MAX_FLIGHT_BYTES:
+        raise _too_large(Kind.FLIGHT, _name(key), len(data) - HEADER_BYTES, MAX_FLIGHT_BYTES)
+    return bytes(open_frame(data, Kind.FLIGHT, key).payload)
 
 
 def encode_link(link: ParentLink, key: bytes) -> bytes:
@@ -289,12 +306,12 @@ def _corrupt(kind: Kind, key: bytes, why: str) -> RecordCorrupt:
     )
 
 
-def _too_large(kind: Kind, run_id: str, size_bytes: int) -> RecordTooLarge:
+def _too_large(kind: Kind, run_id: str, size_bytes: int, cap_bytes: int = MAX_RECORD_BYTES) -> RecordTooLarge:
     what = kind.name.lower()
     return RecordTooLarge(
-        f"{what} of {run_id!r} is {size_bytes} bytes, the cap is {MAX_RECORD_BYTES}. Nothing was written or read.",
+        f"{what} of {run_id!r} is {size_bytes} bytes, the cap is {cap_bytes}. Nothing was written or read.",
         run_id=run_id,
         what=what,
         size_bytes=size_bytes,
-        cap_bytes=MAX_RECORD_BYTES,
+        cap_bytes=cap_bytes,
     )

@@ -133,7 +133,7 @@ class LmdbReader(RowReader):
             claims = rows.page(Table.CLAIMS, first, None, limit)
             keys = [key for key, _ in claims]
             records, outcomes = rows.get_many(Table.RECORDS, keys), rows.get_many(Table.OUTCOMES, keys)
-            live = rows.get_many(Table.LIVE, keys)
+            live, flights = rows.get_many(Table.LIVE, keys), rows.get_many(Table.FLIGHTS, keys)
             slots = {key: [snapshot_key(key, slot) for slot in SLOTS] for key in keys}
             snapshots = rows.get_many(Table.SNAPSHOTS, sorted(itertools.chain.from_iterable(slots.values())))
             chunks = {key: tuple(rows.page(Table.JOURNALS, *range_below(key), 1 << 62)) for key in keys}
@@ -147,6 +147,7 @@ class LmdbReader(RowReader):
                 chunks=chunks[key],
                 messages=messages[key],
                 outcome=outcomes.get(key),
+                flight=flights.get(key),
                 indexed=key in live,
             )
             for key, claim in claims
@@ -154,7 +155,7 @@ class LmdbReader(RowReader):
 
     def _without_claim(self) -> Generator[RunCheckup, None, None]:
         told: set[bytes] = set()
-        for table in (Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE, Table.JOURNALS):
+        for table in (Table.RECORDS, Table.SNAPSHOTS, Table.OUTCOMES, Table.LIVE, Table.JOURNALS, Table.FLIGHTS):
             first = b""
             while True:
                 with self._view() as rows:

@@ -21,8 +21,9 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     parent had taken in its end: a step that is repeated must not begin it once more. The same claim once more (a retry
     after an unknown outcome) is accepted. A claim that is an ending itself is refused SETTLED where the run has ended
     already: the first ending stands. A new record also drops the run's own link to the parent that its old record
-    named, and all messages with their ids. A claim that ends the run for good drops its messages; `drop_snapshots`
-    keeps those that are pending.
+    named, all messages with their ids, and its flight record. A claim that ends the run for good drops its messages;
+    `drop_snapshots` keeps those that are pending. `flight` takes the place of the flight record that is there, readable
+    or not; without one that stays.
     """
 
     claim: RunClaim
@@ -30,6 +31,7 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     record: RunRecord | None = None
     outcome: bytes | None = None
     drop_snapshots: bool = False
+    flight: bytes | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where the parts belong to different lives: caught where they are put together."""
@@ -68,7 +70,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     `snapshot`, if given, is saved with its `chunks` under the rules of Save (one that is not newer is left out, not
     refused). COMPLETED drops the snapshots and their chunks. Refused FENCED, SETTLED (another ending was first) or
     MISSING. The same ending once more is accepted. Messages up to `consumed_through` went into the outcome; an ending
-    for good (all but FAILED) drops the others.
+    for good (all but FAILED) drops the others. `flight` as in Claim.
     """
 
     token: Token
@@ -80,6 +82,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     consumed_through: int = 0
     chunks: tuple[Chunk, ...] = ()
     ended_at_s: float | None = None
+    flight: bytes | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for an ending that is none, or a snapshot of another execution."""
@@ -92,14 +95,15 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Park or quarantine a run that cannot be read: record and snapshots keep their bytes.
 
-    Only claim row and indexes change. `expected` as in Claim; the epoch stays. `at_s` (wall) is when a quarantined run
-    came to rest. Refused FENCED, MISSING, or SETTLED where it has ended for good.
+    Only claim row and indexes change. `expected` and `flight` as in Claim; the epoch stays. `at_s` (wall) is when a
+    quarantined run came to rest. Refused FENCED, MISSING, or SETTLED where it has ended for good.
     """
 
     expected: Token
     status: RunStatus
     reason: str
     at_s: float | None = None
+    flight: bytes | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a status that sets nothing aside."""
@@ -126,7 +130,7 @@ class Append(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Remove everything of a run that is not RUNNING: record, claim, snapshots, outcome, links, messages and their ids.
+    """Remove everything of a run that is not RUNNING: all its rows, links, messages and their ids.
 
     Of a child whose end its parent has taken in, and which that may spawn again, it stays known that there was one.
     Refused FENCED under another token, RUNNING while it runs. Deleting what is not there is accepted.

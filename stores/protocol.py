@@ -78,6 +78,13 @@ class CheckpointStore(Protocol):
         """The outcome kept by the last Settle or Claim that carried one, or None. Raises RecordCorrupt."""
         ...
 
+    def load_flight(self, run_id: str) -> bytes | None:
+        """The flight record kept by the last Claim, Settle or SetAside that carried one, or None. Raises RecordCorrupt.
+
+        Nothing else depends on it: a damaged one is in nobody's way.
+        """
+        ...
+
     def live(self) -> list[RunClaim]:
         """The claims of all runs in a LIVE status, in order of id; costs what is live, not what was ever stored.
 

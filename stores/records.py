@@ -14,6 +14,9 @@ MAX_RUN_ID_BYTES: Final = 200
 MAX_RECORD_BYTES: Final = 16 * 1024 * 1024
 """The most that one stored value may hold; checked before encoding is accepted and before decoding is tried."""
 
+MAX_FLIGHT_BYTES: Final = 8_064
+"""The most that a flight record may hold: with its frame and LMDB's page header it takes two pages, 8 KiB."""
+
 MAX_LABELS: Final = 64
 """The most labels of a run; checked before encoding, and by the decoder before it makes room for them."""
 

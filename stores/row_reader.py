@@ -110,6 +110,14 @@ class RowReader(abc.ABC):
             outcome = rows.get(Table.OUTCOMES, key)
         return None if outcome is None else codec.decode_outcome(outcome, key)
 
+    def load_flight(self, run_id: str) -> bytes | None:
+        """See CheckpointStore."""
+        self._check_usable()
+        key = run_key(run_id)
+        with self._view() as rows:
+            flight = rows.get(Table.FLIGHTS, key)
+        return None if flight is None else codec.decode_flight(flight, key)
+
     def live(self) -> list[RunClaim]:
         """See CheckpointStore."""
         return [claim for _, claim in self._live_claims() if claim is not None]

@@ -31,6 +31,7 @@ class Table(enum.StrEnum):
     MESSAGE_IDS = "message-ids"
     JOURNALS = "journals"
     GONE_CHILDREN = "gone-children"
+    FLIGHTS = "flights"
     ENDED_COMPLETED = "ended-completed"
     ENDED_FAILED = "ended-failed"
     ENDED_QUARANTINED = "ended-quarantined"

@@ -57,6 +57,7 @@ _DAMAGES: Final = {
     DamageKind.INDEX: Kind.INDEX_WRONG,
     DamageKind.LINK: Kind.LINK_UNREADABLE,
     DamageKind.MESSAGE: Kind.MESSAGE_UNREADABLE,
+    DamageKind.FLIGHT: Kind.FLIGHT_UNREADABLE,
 }
 
 

@@ -34,6 +34,7 @@ class Kind(enum.StrEnum):
     INDEX_WRONG = "index-wrong"
     LINK_UNREADABLE = "link-unreadable"
     MESSAGE_UNREADABLE = "message-unreadable"
+    FLIGHT_UNREADABLE = "flight-unreadable"
     NUMBER_UNREADABLE = "number-unreadable"
     QUARANTINED = "quarantined"
     PARKED = "parked"
@@ -122,6 +123,11 @@ MEANINGS: Final = {
         _W,
         "runs with durable messages that cannot be read: they are quarantined when they come to them",
         "Restore the folder from a backup, or begin the runs anew with if_exists='replace', without their messages.",
+    ),
+    Kind.FLIGHT_UNREADABLE: Meaning(
+        _N,
+        "runs whose flight records cannot be read: nothing of the runs is lost, executus why knows less of them",
+        "Look at the machine's disk and memory, for bits were flipped; the runs' next endings write new ones.",
     ),
     Kind.NUMBER_UNREADABLE: Meaning(
         _W,

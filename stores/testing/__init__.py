@@ -17,10 +17,17 @@ Inherit from the classes of `conformance` in a test module and give them a fixtu
 import pytest
 
 pytest.register_assert_rewrite(
-    "executus.stores.testing.conformance", "executus.stores.testing.conformance_journals"
+    "executus.stores.testing.conformance",
+    "executus.stores.testing.conformance_flights",
+    "executus.stores.testing.conformance_journals",
 )  # before they are imported: a failed assert shows its values
 
-from executus.stores.testing import conformance, conformance_journals, making  # noqa: E402
+from executus.stores.testing import (  # noqa: E402
+    conformance,
+    conformance_flights,
+    conformance_journals,
+    making,
+)
 from executus.stores.testing.disk import Disk, damage, flip_last_bit, rebooted  # noqa: E402
 
 SUITE = (
@@ -36,7 +43,18 @@ SUITE = (
     conformance.Resting,
     conformance.Damage,
     conformance_journals.Journals,
+    conformance_flights.Flights,
 )
 """Every class of tests. A store that passes them all keeps the contract."""
 
-__all__ = ["SUITE", "Disk", "conformance", "conformance_journals", "damage", "flip_last_bit", "making", "rebooted"]
+__all__ = [
+    "SUITE",
+    "Disk",
+    "conformance",
+    "conformance_flights",
+    "conformance_journals",
+    "damage",
+    "flip_last_bit",
+    "making",
+    "rebooted",
+]

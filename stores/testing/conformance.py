@@ -72,6 +72,7 @@ READS: list[Callable[[CheckpointStore], object]] = [
     lambda store: store.load("r"),
     lambda store: store.load_snapshot("r"),
     lambda store: store.load_outcome("r"),
+    lambda store: store.load_flight("r"),
     lambda store: store.live(),
     lambda store: store.damaged(),
     lambda store: store.scan(),

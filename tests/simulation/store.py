@@ -130,6 +130,10 @@ class FailingStore:
         self._read()
         return self._disk.load_outcome(run_id)
 
+    def load_flight(self, run_id: str) -> bytes | None:
+        self._read()
+        return self._disk.load_flight(run_id)
+
     def live(self) -> list[RunClaim]:
         self._read()
         return self._disk.live()

@@ -8,6 +8,7 @@ import pytest
 
 from executus.stores.testing import SUITE, Disk
 from executus.stores.testing import conformance as kit
+from executus.stores.testing import conformance_flights as flights
 from executus.stores.testing import conformance_journals as journals
 from tests.stores.disks import LmdbDisk, MemoryDisk
 
@@ -53,12 +54,15 @@ class TestDamage(kit.Damage): ...
 class TestJournals(journals.Journals): ...
 
 
+class TestFlights(flights.Flights): ...
+
+
 def test_every_class_of_the_suite_is_held_here() -> None:
     held = {base for name, kind in globals().items() if name.startswith("Test") for base in kind.__bases__}
     assert held == set(SUITE)
     defined = {
         kind
-        for module in (kit, journals)
+        for module in (kit, journals, flights)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, kit.Conformance) and kind is not kit.Conformance
     }

@@ -54,6 +54,7 @@ class Life:
         self.generations: list[tuple[Snapshot, bool]] = []
         """(snapshot, readable), oldest first, at most two."""
         self.outcome: bytes | None = None
+        self.flight: bytes | None = None
         self.ids: dict[str, int] = {}
         self.consumed = 0
         self.gone = 0
@@ -133,6 +134,8 @@ class Model:
             life.generations = []
         if op.outcome is not None:
             life.outcome = op.outcome
+        if op.flight is not None:
+            life.flight = op.flight
         if op.claim.status in ENDED_FOR_GOOD:
             life.end()
         return None
@@ -193,6 +196,8 @@ class Model:
             life.generations = []
         if op.outcome is not None:
             life.outcome = op.outcome
+        if op.flight is not None:
+            life.flight = op.flight
         life.claim = replace(life.claim, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
         if op.status in ENDED_FOR_GOOD:
             life.end(op.consumed_through)
@@ -208,6 +213,9 @@ class Model:
         for_good = {RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT}
         if life.claim.status in for_good:
             return "settled"
+        # What is set aside in the same words already is left as it is.
+        if op.flight is not None and (life.claim.status, life.claim.reason) != (op.status, op.reason):
+            life.flight = op.flight
         life.claim = replace(life.claim, status=op.status, reason=op.reason)
         return None
 
@@ -253,6 +261,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         self.epoch = 0
         self.sent = 0
         self.bases = 0
+        self.flown = 0
 
     def teardown(self) -> None:
         for store in self.stores:
@@ -366,6 +375,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                     chunks=() if last is None else self.new_chunks(last),
                     consumed_children=draw(st.sampled_from([(), ("a",)])),
                     consumed_through=draw(st.integers(0, 4)),
+                    flight=self.draw_flight(draw),
                 )
             case "append":
                 self.sent += 1
@@ -379,7 +389,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                 )
             case "set aside":
                 status = draw(st.sampled_from([RunStatus.PARKED, RunStatus.QUARANTINED]))
-                return SetAside(expected=token, status=status, reason="x")
+                return SetAside(expected=token, status=status, reason="x", flight=self.draw_flight(draw))
             case _:
                 return Delete(token=token)
 
@@ -399,8 +409,13 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             expected=None if first else token,
             record=record(token.run_id, incarnation, parent=parent) if reborn else None,
             outcome=draw(st.sampled_from([None, b"1"])),
+            flight=self.draw_flight(draw),
             drop_snapshots=draw(st.integers(0, 4)) == 0,
         )
+
+    def draw_flight(self, draw: Any) -> bytes | None:
+        self.flown += 1
+        return draw(st.sampled_from([None, None, b"flight %d" % self.flown]))  # type: ignore[no-any-return]
 
     def draw_snapshot(self, draw: Any, token: Token) -> Snapshot:
         life = self.model.lives.get(token.run_id)
@@ -464,11 +479,13 @@ class StoresAgainstAModel(RuleBasedStateMachine):
         stored = store.load(run_id)
         if life is None:
             assert stored is store.load_snapshot(run_id) is store.load_outcome(run_id) is None
+            assert store.load_flight(run_id) is None
             assert store.messages(run_id) == []
             return
         assert stored is not None
         assert (stored.claim, stored.record) == (life.claim, life.record)
         assert store.load_outcome(run_id) == life.outcome
+        assert store.load_flight(run_id) == life.flight
         expected = {number: name for name, number in life.ids.items() if number > life.gone}
         messages = {stored.number: stored.message and stored.message.message_id for stored in store.messages(run_id)}
         assert list(messages.items()) == list(expected.items())
