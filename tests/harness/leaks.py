@@ -21,7 +21,7 @@ from executus.actors import Actor, RestartPolicy, RunStatus, Runtime
 from executus.actors.worker_pool import IDLE_S
 from executus.stores import LmdbStore
 from tests.doubles import SOON, AsyncFailableRun, FailableRun, Told
-from tests.harness.forks import forked
+from tests.harness.forks import side_by_side
 from tests.harness.report import Report
 from tests.waiting import wait_until
 
@@ -219,9 +219,10 @@ def run(count: int, seed: int) -> Report:
     failures: list[str] = []
     figures: dict[str, float | int | str] = {}
     done = 0
-    for name, part in PARTS.items():
-        each = max(part.least, count // part.one_in // sum(BATCHES))
-        trial = forked(partial(measure, part.make, each), timeout_s=600)
+    each_of = {name: max(part.least, count // part.one_in // sum(BATCHES)) for name, part in PARTS.items()}
+    # All at once: for most of the time a part waits until its threads have ended.
+    acts = [partial(measure, part.make, each_of[name]) for name, part in PARTS.items()]
+    for (name, each), trial in zip(each_of.items(), side_by_side(acts, 600, len(acts)), strict=True):
         if trial.answer is None:
             failures.append(f"{name}: {trial.death}")
             continue

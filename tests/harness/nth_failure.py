@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -34,6 +35,7 @@ WAYS: Final[tuple[Way, ...]] = ("store", "daemon")
 TIMEOUT_S: Final = 120.0
 """A bound against hangs."""
 BURST: Final = 5
+AT_ONCE: Final = 2
 MOST_FAILURES: Final = 20
 SHORT_BYTES: Final = 7
 """Less than any write has. strace writes none of them: what it makes fail does not happen."""
@@ -91,6 +93,14 @@ class Seen(NamedTuple):
         return [mark for mark in self.said if mark is not None]
 
 
+class Attempt(NamedTuple):
+    """What was seen of a trial, and what of it breaks the promise."""
+
+    trial: Trial
+    seen: Seen
+    broken: list[str]
+
+
 def run(count: int, seed: int) -> Report:
     """`count` trials chosen at random, or, for 0, every one."""
     started_s = time.perf_counter()
@@ -98,16 +108,14 @@ def run(count: int, seed: int) -> Report:
         return Report("nth_failure", (9,), 0, (), {}, 0.0, skipped=why)
     failures: list[str] = []
     tried: Counter[str] = Counter()
-    with Opener() as opener:
-        for trial in chosen(every_trial(seed), count, seed):
-            seen, broken = attempt(trial, seed, opener)
-            failures += [f"{trial}: {what}" for what in broken]
-            tried["trials"] += 1
-            tried[f"{trial.way}: {trial.fault}"] += 1
-            tried["calls made to fail"] += seen.said.count(None)
-            tried["commits that failed"] += sum(mark.what in {"failed", "degraded"} for mark in seen.marks)
-            tried["openings that failed"] += sum(mark.what == "refused" for mark in seen.marks)
-            tried["broken"] += bool(broken)
+    for trial, seen, broken in attempts(chosen(every_trial(seed), count, seed), seed):
+        failures += [f"{trial}: {what}" for what in broken]
+        tried["trials"] += 1
+        tried[f"{trial.way}: {trial.fault}"] += 1
+        tried["calls made to fail"] += seen.said.count(None)
+        tried["commits that failed"] += sum(mark.what in {"failed", "degraded"} for mark in seen.marks)
+        tried["openings that failed"] += sum(mark.what == "refused" for mark in seen.marks)
+        tried["broken"] += bool(broken)
     took_s = time.perf_counter() - started_s
     return Report("nth_failure", (9,), tried["trials"], tuple(failures[:MOST_FAILURES]), dict(tried), took_s)
 
@@ -148,14 +156,25 @@ def calls_of(way: Way, seed: int) -> dict[str, int]:
     return {call: max((count for (_, name), count in made.items() if name == call), default=0) for call in FAULTS}
 
 
-def attempt(trial: Trial, seed: int, opener: Opener) -> tuple[Seen, list[str]]:
-    """What was seen, and what of it breaks the promise."""
+def attempts(trials: list[Trial], seed: int) -> Iterator[Attempt]:
+    """Each of them, two side by side."""
+
+    def some(first: int) -> list[Attempt]:
+        with Opener() as opener:
+            return [_attempt(trial, seed, opener) for trial in trials[first::AT_ONCE]]
+
+    with ThreadPoolExecutor(AT_ONCE) as several:
+        for tried in several.map(some, range(AT_ONCE)):
+            yield from tried
+
+
+def _attempt(trial: Trial, seed: int, opener: Opener) -> Attempt:
     rule = FAULTS[trial.call][trial.fault].format(n=trial.n, last=trial.n + BURST - 1)
     with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
         traced_run = _strace(trial.way, Path(name), seed, ["-e", f"inject={trial.call}:{rule}"])
         seen = Seen(traced_run.code, tuple(_said(traced_run.lines)), traced_run.errors)
         found = opener.find(Path(name, "runs.store"), "power")
-    return seen, broken_by(trial, seen, found)
+    return Attempt(trial, seen, broken_by(trial, seen, found))
 
 
 def broken_by(trial: Trial, seen: Seen, found: Found) -> list[str]:

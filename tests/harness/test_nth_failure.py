@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.harness import nth_failure, traced
 from tests.harness.enduring import digest_of
 from tests.harness.nth_failure import FAULTS, KILLED, WAYS, Mark, Seen, Trial, Way
 from tests.harness.power_loss import fast_folder
-from tests.harness.state_opener import Found, Opener
+from tests.harness.state_opener import Found
 from tests.harness.traced import Failed, Flush, Recording, Write
 from tests.harness.workload import empty_view
 
@@ -28,20 +27,13 @@ def strace() -> None:
         pytest.skip(why)
 
 
-@pytest.fixture
-def opener() -> Iterator[Opener]:
-    with Opener() as opener:
-        yield opener
-
-
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("way", WAYS)
-def test_whichever_call_fails_the_process_lives_and_nothing_acknowledged_is_lost(way: Way, opener: Opener) -> None:
+def test_whichever_call_fails_the_process_lives_and_nothing_acknowledged_is_lost(way: Way) -> None:
     trials = [trial for trial in nth_failure.every_trial(SEED) if trial.way == way]
     failures: list[str] = []
     calls = 0
-    for trial in nth_failure.chosen(trials, TRIALS[way], SEED):
-        seen, broken = nth_failure.attempt(trial, SEED, opener)
+    for trial, seen, broken in nth_failure.attempts(nth_failure.chosen(trials, TRIALS[way], SEED), SEED):
         failures += [f"{trial}: {what}" for what in broken]
         calls += seen.said.count(None)
     assert failures == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -16,6 +16,13 @@ from tests.simulation.stacks import Stacks
 from tests.simulation.world import World
 
 SEEDS = 3_000
+LATE = {
+    "children_of_an_earlier_beginning_are_the_next_ones": 95,
+    "older_epoch_accepted": 107,
+    "two_endings": 313,
+    "the_letter_in_hand_is_lost_in_a_crash": 1579,
+}
+"""Seeds that find what few others find. They are tried first; where they do not any more, all are."""
 
 pytestmark = [
     # A process that dies leaves coroutines behind that had not begun.
@@ -35,7 +42,7 @@ def stacks() -> Iterator[Stacks]:
         logger.setLevel(level)
 
 
-def first_failing(stacks: Stacks, seeds: range) -> tuple[int, str] | None:
+def first_failing(stacks: Stacks, seeds: Iterable[int]) -> tuple[int, str] | None:
     for seed in seeds:
         try:
             World(seed, stacks).run()
@@ -83,7 +90,7 @@ def _without_addresses(text: str) -> list[str]:
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(stacks: Stacks, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     PLANTED[name](monkeypatch)
-    failing = first_failing(stacks, range(SEEDS))
+    failing = first_failing(stacks, (LATE.get(name, 0), *range(SEEDS)))
     assert failing is not None, f"{name} went unnoticed in {SEEDS} seeds"
     print(f"{name}: seed {failing[0]}")
 
