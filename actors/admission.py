@@ -42,6 +42,8 @@ from executus.actors.stored_runs import (
     next_claim,
     record_of,
     resting_incarnation,
+    sleeping_incarnation,
+    stored_kin,
 )
 from executus.actors.suspects import Suspects
 from executus.stores import (
@@ -89,7 +91,7 @@ class Admission:
         """Start runs in one commit; each promise gets its incarnation, or the error that kept it from starting."""
         claims: list[tuple[Incarnation, Claim, StartOrder]] = []
         for order, reply in zip(orders, replies, strict=True):
-            live = self._desk.table.get(order.run_id)
+            live = self._desk.table.get(order.run_id) or self._desk.dormitory.asleep(order.run_id)
             if self._desk.drain is not None:
                 reply.try_fail(RuntimeDraining(f"run {order.run_id!r} was not started: the runtime is shutting down"))
             elif live is not None:
@@ -173,8 +175,7 @@ class Admission:
         self._life.left()
 
     def _leave(self, inc: Incarnation) -> None:
-        if self._desk.table.get(inc.run_id) is inc:
-            del self._desk.table[inc.run_id]
+        self._leave_table(inc)
         inc.stage = Stage.ENDED
         ending = Ending(RunStatus.STOPPED, None, "it was not started")
         error = ended_error(inc.run_id, ending)
@@ -182,10 +183,15 @@ class Admission:
         inc.fail_waiters(error)
         inc.ending.try_set(ending)  # for whoever wanted it to end
 
+    def _leave_table(self, inc: Incarnation) -> None:
+        if self._desk.table.get(inc.run_id) is inc:
+            del self._desk.table[inc.run_id]
+
     def _start_on_live(self, order: StartOrder, reply: Promise[Incarnation], live: Incarnation) -> None:
         """The id is taken by a run of this process."""
         if live.definition is not order.definition or order.if_exists == "raise":
-            reply.try_fail(RunExists(order.run_id, RunStatus.RUNNING))
+            status = RunStatus.PASSIVATED if live.stage is Stage.PASSIVATED else RunStatus.RUNNING
+            reply.try_fail(RunExists(order.run_id, status))
         elif order.if_exists == "replace":
             again = StartRuns((order,), (reply,))
             if live.ending.done():  # reported already, and a failing store has not taken it yet
@@ -209,6 +215,8 @@ class Admission:
             replies = taken(inc.unstarted)
             self._leave(inc)
             self._desk.tell_later(RETRY_S, StartRuns((order,) * len(replies), tuple(replies)))
+            return
+        if status is RunStatus.PASSIVATED and self._start_on_passivated(order, inc):
             return
         replaces = order.if_exists == "replace" or (order.if_exists == "retry_failed" and status is RunStatus.FAILED)
         if replaces and current.epoch > inc.claim.epoch:  # it was killed at rest since this start drew its epoch
@@ -239,6 +247,24 @@ class Admission:
         for reply in taken(inc.unstarted):
             reply.try_set(found)
         self._life.left()
+
+    def _start_on_passivated(self, order: StartOrder, inc: Incarnation) -> bool:
+        """The id is taken by a passivated run: as by a live one. False where this code cannot tell what it is."""
+        self._leave_table(inc)
+        try:
+            found = self._desk.dormitory.find(order.run_id, lambda: sleeping_incarnation(self._env, order.run_id))
+        except ExecutusError:
+            self._desk.table[order.run_id] = inc
+            return False
+        replies = taken(inc.unstarted)
+        self._leave(inc)
+        self._desk.look_soon()  # it may be due, and could not be taken up while this start held the id
+        if found is None:
+            self.start([order] * len(replies), replies)
+        else:
+            for reply in replies:
+                self._start_on_live(order, reply, found)
+        return True
 
     # --- spawned ------------------------------------------------------------------------------------------------------
 
@@ -282,7 +308,7 @@ class Admission:
     def resume(self, message: ResumeRun) -> None:
         """Bring back a stopped, failed or quarantined run."""
         run_id, reply = message.run_id, message.reply
-        live = self._desk.table.get(run_id)
+        live = self._desk.table.get(run_id) or self._desk.dormitory.asleep(run_id)
         if self._desk.drain is not None:
             reply.try_fail(RuntimeDraining(f"run {run_id!r} was not resumed: the runtime is shutting down"))
             return
@@ -293,6 +319,10 @@ class Admission:
             reply.try_set(live)
             return
         try:
+            sleeping = self._desk.dormitory.find(run_id, lambda: sleeping_incarnation(self._env, run_id))
+            if sleeping is not None:
+                reply.try_set(sleeping)
+                return
             stored, record, definition = check_resumable(self._env, run_id, from_input=message.from_input)
             seq, consumed = self._reached(run_id) if message.from_input else (0, 0)
         except ExecutusError as error:
@@ -400,7 +430,9 @@ class Admission:
                     self._tell_set_aside(stored, status, reason)
                     if (claim.status, claim.reason) != (status, reason):
                         at_s = self._env.clock.wall_s()
-                        batch.append((None, SetAside(expected=claim.token, status=status, reason=reason, at_s=at_s)))
+                        kin = stored_kin(self._env, stored)
+                        aside = SetAside(expected=claim.token, status=status, reason=reason, at_s=at_s, rouses=kin)
+                        batch.append((None, aside))
             if len(batch) == RECOVERY_BATCH:
                 batches.append(batch)
                 batch = []
@@ -411,6 +443,7 @@ class Admission:
         )
         self._claim_recovered(batches, recovered)
         self.suspects.admit()
+        self._desk.look_soon()  # passivated runs are not loaded; whose time has come are activated beside the others
 
     def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Claim]:
         record = stored.record
@@ -419,15 +452,16 @@ class Admission:
         assert definition is not None
         claim = next_claim(self._env, stored.claim, self._desk.epochs.draw(), strikes=planned.strikes)
         outcome = None
+        kin: tuple[str, ...] = ()
         cause = None if planned.orphaned is None else parent_ended(planned.orphaned)
         if isinstance(cause, KillRequested):  # its tombstone is its claim: it never runs again
             claim = ending_claim(claim, claim.epoch, self._env.clock.wall_s(), RunStatus.KILLED, cause.reason)
-            outcome = encode_outcome(Killed(cause.by, cause.reason))
+            outcome, kin = encode_outcome(Killed(cause.by, cause.reason)), stored_kin(self._env, stored)
         inc = incarnation_of_record(claim, record, definition)
         self._desk.table[claim.run_id] = inc
         if cause is not None:
             inc.causes.append(cause)
-        return inc, Claim(claim=claim, expected=stored.claim.token, outcome=outcome)
+        return inc, Claim(claim=claim, expected=stored.claim.token, outcome=outcome, rouses=kin)
 
     def _killed_with_its_parent(self, inc: Incarnation) -> None:
         with suppress(ExecutusError):  # what cannot be read now is found orphaned at the next boot

@@ -97,7 +97,10 @@ def cohort(strikes: Sequence[int]) -> int:
 
 def _orphaned_by(facts: BootFacts) -> ParentLink | None:
     """The link to the parent, if the run has one and that has ended for good."""
-    link, parent = facts.link, facts.parent
-    if link is None or (parent is not None and parent.incarnation == link.incarnation and parent.status not in ENDED):
-        return None
-    return link
+    link = facts.link
+    return link if link is not None and orphaned(link, facts.parent) else None
+
+
+def orphaned(link: ParentLink, parent: RunClaim | None) -> bool:
+    """Whether the life that this link leads to has ended for good."""
+    return parent is None or parent.incarnation != link.incarnation or parent.status in ENDED

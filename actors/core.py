@@ -14,6 +14,7 @@ import msgspec
 
 from executus.actors.clock import Clock, SystemClock
 from executus.actors.definition import Registry, RunDefinition, checked_labels, checked_message_id, expiry
+from executus.actors.dormitory import Dormitory
 from executus.actors.environment import Environment
 from executus.actors.errors import NotDurable, RunNotFound, RuntimeForked, RuntimeNotOpen, StartFailed
 from executus.actors.events import EventBus, RuntimeClosed, default_logger, log_events
@@ -35,7 +36,7 @@ from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolic
 from executus.actors.retention import DEFAULT_RETENTION, FILLING_RATIO, RetentionPolicy
 from executus.actors.run import Run
 from executus.actors.runtime_tree import RUNS_STOP_S, RuntimeTree
-from executus.actors.stored_runs import resting_incarnation
+from executus.actors.stored_runs import resting_incarnation, sleeping_incarnation
 from executus.stores import (
     LIVE,
     RESUMABLE,
@@ -50,6 +51,7 @@ from executus.stores import (
 
 DRAIN_S: Final = 10.0
 GATHER_S: Final = 0.0005
+MAY_GO_ON: Final = LIVE | RESUMABLE | {RunStatus.PASSIVATED}
 EXIT_DRAIN_S: Final = 1.0
 EXIT_RELEASE_S: Final = 0.1
 """What a forgotten runtime gets at exit, for its runs and then for each of its threads: exit must not block."""
@@ -90,6 +92,7 @@ class Core:
         self.store = _store(store)
         self.events = EventBus()
         self.table: dict[str, Incarnation] = {}
+        self.dormitory = Dormitory(self.table)
         self.logger = default_logger() if logger is None else logger
         self._clock = SystemClock() if clock is None else clock
         self._retention = retention
@@ -148,7 +151,7 @@ class Core:
         """Make the tree for that environment. Nothing of it runs yet."""
         self.env = env
         env.retention = self._retention
-        self.tree = RuntimeTree(env, self.table, crashed=self._crashed, ended=self._ended)
+        self.tree = RuntimeTree(env, self.table, self.dormitory, crashed=self._crashed, ended=self._ended)
 
     def _opened(self) -> None:
         with self._lock:  # with `_crashed`: either it finds us open, or we find what it left
@@ -246,8 +249,9 @@ class Core:
 
     def _interrupt_all(self, reason: str) -> None:
         """Nobody will end these any more: their waiters get RunInterrupted, never a hang."""
-        for inc in list(self.table.values()):
-            ending = Ending(RunStatus.SUSPENDED, None, reason)
+        for inc in (*self.table.values(), *self.dormitory.all()):
+            status = RunStatus.PASSIVATED if inc.stage is Stage.PASSIVATED else RunStatus.SUSPENDED
+            ending = Ending(status, None, reason)
             if inc.slot is not None:
                 inc.slot.close()
             inc.stage = Stage.ENDED
@@ -399,26 +403,31 @@ class Core:
         inc = self.table.get(run_id)
         if inc is not None:
             return inc
-        stored = self.store.load(run_id)
-        if stored is None:
-            raise RunNotFound(run_id)
-        return resting_incarnation(self.env, stored)
+        while True:
+            inc = self.dormitory.find(run_id, lambda: sleeping_incarnation(self.env, run_id))
+            if inc is not None:
+                return inc
+            stored = self.store.load(run_id)
+            if stored is None:
+                raise RunNotFound(run_id)
+            if stored.claim.status is not RunStatus.PASSIVATED:  # else it was laid down between the two looks
+                return resting_incarnation(self.env, stored)
 
     def present(self, inc: Incarnation) -> Incarnation:
         """What has become of an incarnation that ended or rests; itself, if nothing has.
 
         One that rested may have been resumed by hand, or ended at rest. May read the store; never raises.
         """
-        newer = self.table.get(inc.run_id)
+        newer = self.table.get(inc.run_id) or self.dormitory.asleep(inc.run_id)
         if newer is not None:
             return newer if newer.incarnation == inc.incarnation else inc
-        if inc.ending.result(0).status not in LIVE | RESUMABLE or not inc.durable or self._state != "open":
+        if inc.ending.result(0).status not in MAY_GO_ON or not inc.durable or self._state != "open":
             return inc
         try:
             stored = self.store.load(inc.run_id)
             if stored is None or stored.claim.incarnation != inc.incarnation or stored.claim.epoch == inc.claim.epoch:
                 return inc
-            return inc if stored.claim.status is RunStatus.RUNNING else resting_incarnation(self.env, stored)
+            return inc if stored.claim.status is RunStatus.RUNNING else self.find(inc.run_id)
         except ExecutusError:
             return inc
 

@@ -78,6 +78,8 @@ class Deliveries:
     def accepted(self, run_id: str, incarnation: int, number: int, outgoing: Outgoing) -> None:
         """A message is durable under that number: put it into the mailbox, unless it is or was there."""
         inc = self._desk.table.get(run_id)
+        if inc is None:
+            self._desk.look_soon()  # a passivated run was roused by the commit
         if inc is None or inc.incarnation != incarnation or inc.delivered_through is None:
             return  # whoever loads the run takes it from the store
         if number <= inc.delivered_through:

@@ -9,14 +9,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
+from executus.actors.dormitory import Dormitory
 from executus.actors.environment import Environment, EpochCounter
 from executus.actors.events import RunEvent
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation
-from executus.actors.messages import Commit, DrainRuns, EndRun, RetryCommit, TimerElapsed
+from executus.actors.messages import Commit, DrainRuns, EndRun, LookAtDue, RetryCommit, TimerElapsed
 from executus.actors.outcomes import Exit, ExitEvidence
 from executus.actors.save_slot import SaveSlot, StorePort
-from executus.stores import ExecutusError, Operation, RunClaim, Verdict
+from executus.stores import TOLD_OF, Claim, Delete, ExecutusError, Operation, RunClaim, SetAside, Settle, Verdict
 
 RETRY_S: Final = 0.2
 """A commit that failed is sent again after this; the store actor spaces its own attempts further apart."""
@@ -42,6 +43,10 @@ class Lifecycle(Protocol):
 
     def lost(self, inc: Incarnation, current: RunClaim | None) -> None:
         """The store holds another claim or ending for this run: that one stands."""
+        ...
+
+    def restart(self, inc: Incarnation) -> None:
+        """Claim a run whose attempt has ended, and go on from memory."""
         ...
 
     def end_run(self, order: EndRun) -> None:
@@ -75,11 +80,18 @@ class Desk:
     """The supervisor's own working memory. `tell_self` tells the supervisor; `port` is where the store actor is."""
 
     def __init__(
-        self, env: Environment, port: StorePort, table: dict[str, Incarnation], tell_self: Callable[[object], None]
+        self,
+        env: Environment,
+        port: StorePort,
+        table: dict[str, Incarnation],
+        dormitory: Dormitory,
+        tell_self: Callable[[object], None],
     ) -> None:
         self.env = env
         self.port = port
         self.table = table
+        self.dormitory = dormitory
+        self.look_asked = False
         self.tell_self = tell_self
         self.epochs = EpochCounter(env.store.boot_epoch)
         self.drain: DrainRuns | None = None
@@ -134,6 +146,20 @@ class Desk:
         pending = self._pending.pop(tag, None)
         if pending is not None:
             pending.then(verdicts)
+            # However late the store has taken an ending: whom it has roused, nobody else looks for.
+            if any(self._may_have_roused(operation) for operation in pending.operations):
+                self.look_soon()
+
+    def _may_have_roused(self, operation: Operation) -> bool:
+        match operation:
+            case Settle(rouses=rouses) | SetAside(rouses=rouses):
+                return any(run_id not in self.table for run_id in rouses)
+            case Claim(claim=claim, record=record, expected=expected):
+                return claim.status in TOLD_OF or (record is not None and expected is not None)
+            case Delete():
+                return True
+            case _:
+                return False
 
     def commit_failed(self, tag: int, error: ExecutusError) -> None:
         """The store could not: give up, or try again soon."""
@@ -150,6 +176,12 @@ class Desk:
     def tell_later(self, delay_s: float, message: object) -> Any:
         """Tell the supervisor after so many seconds."""
         return self.env.timers.call_at(self.env.clock.now_s() + delay_s, lambda: self.tell_self(message))
+
+    def look_soon(self) -> None:
+        """Have somebody look whose passivated runs are due: one may have been roused, or another is the first now."""
+        if not self.look_asked:
+            self.look_asked = True
+            self.tell_self(LookAtDue())
 
     def arm(self, inc: Incarnation, kind: TimerKind, delay_s: float, *, once: bool = False) -> None:
         """Set a run's timer of this kind, in place of one that is set; `once` leaves that one."""

@@ -99,3 +99,11 @@ class Environment:
                 **facts,
             )
         )
+
+    def steady_at(self, now_s: float) -> float:
+        """The steady time of a monotonic one."""
+        return self._opened_at_s + now_s
+
+    def now_at(self, steady_s: float) -> float:
+        """The monotonic time of a steady one."""
+        return steady_s - self._opened_at_s

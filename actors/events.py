@@ -77,6 +77,17 @@ class RunSettled(RunEvent, frozen=True, kw_only=True, tag=True):
     durable: bool
 
 
+class RunPassivated(RunEvent, frozen=True, kw_only=True, tag=True):
+    """The run waits in the store alone. `timed` says whether it has a time to come back at."""
+
+    seq: int
+    timed: bool
+
+
+class RunActivated(RunEvent, frozen=True, kw_only=True, tag=True):
+    """A passivated run is wanted or due: it is claimed and comes back."""
+
+
 class RunHung(RunEvent, frozen=True, kw_only=True, tag=True):
     """A callback went on without heartbeat for longer than idle_timeout_s.
 

@@ -47,6 +47,8 @@ class Family:
         link = inc.parent
         if link is not None:
             parent = self._desk.table.get(link.run_id)
+            if parent is None and not inc.durable:  # the store does not know of it: the parent is kept for it
+                parent = self._desk.dormitory.asleep(link.run_id)
             if parent is not None and _is_child_of(inc, parent):
                 _deliver(parent, link.key, inc.run_id, outcome)
         for child_run_id in list(inc.children.values()):

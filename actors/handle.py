@@ -16,6 +16,7 @@ from executus.stores import ExecutusError
 
 if TYPE_CHECKING:
     from executus.actors.core import Core
+    from executus.actors.save_slot import SaveSlot
 
 R = TypeVar("R")
 
@@ -71,7 +72,7 @@ class _Handle(Generic[R]):
 
         On the thread that ends it; keep it short. What it raises is contained.
         """
-        self._current().ending.add_done_callback(lambda promise: callback(promise.result(0)))
+        self._watched().ending.add_done_callback(lambda promise: callback(promise.result(0)))
 
     def _current(self) -> Incarnation:
         """The incarnation's present object: a stopped run that was resumed by hand has another one."""
@@ -79,6 +80,12 @@ class _Handle(Generic[R]):
         if self._inc.ending.done():
             self._inc = self._core.present(self._inc)
         return self._inc
+
+    def _watched(self) -> Incarnation:
+        """The present object, for somebody who waits for its end and may let go of this handle."""
+        inc = self._current()
+        self._core.dormitory.keep(inc)
+        return inc
 
     def _ask(self, message: object) -> Promise[Any]:
         inc = self._current()
@@ -94,8 +101,10 @@ class _Handle(Generic[R]):
         def go_on(error: ExecutusError | None) -> None:
             if error is not None:
                 answer.try_fail(error)
+            elif (slot := inc.slot) is None and not inc.ending.done():  # it was passivated at this moment
+                self._when_begun(inc, go_on)
             else:
-                _answer_query(self._core, inc, question, answer)
+                _answer_query(self._core, inc, slot, question, answer)
 
         self._when_begun(inc, go_on)
         return answer
@@ -109,6 +118,9 @@ class _Handle(Generic[R]):
 
         def go_on(error: ExecutusError | None) -> None:
             slot = inc.slot
+            if error is None and slot is None and not inc.ending.done():  # it was passivated at this moment
+                self._when_begun(inc, go_on)
+                return
             if error is not None or slot is None or slot.published is None:
                 promise.try_fail(error or ExecutusError(f"run {inc.run_id!r} has no state to store"))
                 return
@@ -129,6 +141,8 @@ class _Handle(Generic[R]):
             inc.flush_queries(ended_error(inc.run_id, inc.ending.result(0)))
         elif slot is not None and slot.published is not None:
             inc.flush_queries()
+        else:
+            inc.wake_if_passivated()
 
     def _end(self, cause: Cause) -> Promise[None]:
         inc = self._current()
@@ -137,12 +151,11 @@ class _Handle(Generic[R]):
         return reply
 
 
-def _answer_query(core: Core, inc: Incarnation, question: object, answer: Promise[Any]) -> None:
+def _answer_query(core: Core, inc: Incarnation, slot: SaveSlot | None, question: object, answer: Promise[Any]) -> None:
     """Run `query` on the last completed state: on a worker, or on the loop if it is async.
 
     Never on the thread that asked.
     """
-    slot = inc.slot
     published = None if slot is None else slot.published
     if published is None:
         answer.try_fail(
@@ -199,7 +212,7 @@ class RunHandle(_Handle[R]):
 
     def __await__(self) -> Generator[Any, None, R]:
         """The result, for a coroutine. Cancelling the waiter does not cancel the run."""
-        inc = self._current()
+        inc = self._watched()
         ending = yield from inc.ending.__await__()
         return result_of(inc.run_id, ending)  # type: ignore[no-any-return]
 
@@ -299,7 +312,7 @@ class AsyncRunHandle(_Handle[R]):
 
     async def result(self, timeout_s: float | None = None, *, cancel_run: bool = False) -> R:
         """See RunHandle.result. With `cancel_run` a waiter that is cancelled, or times out, cancels the run as well."""
-        inc = self._current()
+        inc = self._watched()
         try:
             ending = await _within(inc.ending, timeout_s)
         except (asyncio.CancelledError, TimeoutError):
@@ -310,7 +323,7 @@ class AsyncRunHandle(_Handle[R]):
 
     async def outcome(self, timeout_s: float | None = None) -> Outcome:
         """See RunHandle.outcome."""
-        inc = self._current()
+        inc = self._watched()
         return _outcome_of(inc, await _within(inc.ending, timeout_s))
 
     async def send(

@@ -186,6 +186,7 @@ class Stage(enum.Enum):
     RUNNING = "running"
     BACKING_OFF = "backing_off"
     SETTLING = "settling"
+    PASSIVATED = "passivated"
     ENDED = "ended"
 
 
@@ -238,7 +239,7 @@ class Incarnation:
 
     `letters` and `ending` are safe on any thread. `idle` is the attempt's word that it looks at its letters only when
     told to: it writes `idle = True`, then looks once more; a teller puts its letter, then reads `idle`. So one of the
-    two sees the other.
+    two sees the other. `rouse`, set where it is passivated, is the supervisor's word of the same kind: see Dormitory.
     """
 
     __slots__ = (
@@ -272,6 +273,7 @@ class Incarnation:
         "progress",
         "restored_seq",
         "root_run_id",
+        "rouse",
         "run",
         "run_id",
         "slot",
@@ -279,6 +281,7 @@ class Incarnation:
         "told_of",
         "unstarted",
         "waiting_for_begin",
+        "watched",
     )
 
     def __init__(
@@ -346,6 +349,16 @@ class Incarnation:
         Whoever appends looks at the slot once more; append and pop are atomic.
         """
 
+        self.rouse: Callable[[Incarnation], None] | None = None
+        self.watched = False
+        """Whether somebody waits for its end who may hold nothing else of it."""
+
+    def kin(self) -> tuple[str, ...]:
+        """Whom its end concerns: its parent, and the children of whose ends it was not told."""
+        told = self.told_of or ()
+        children = tuple(child for child in self.children.values() if child not in told)
+        return children if self.parent is None else (self.parent.run_id, *children)
+
     def woken(self) -> Promise[None]:
         """What a `context.sleep` waits for: done once the run is asked to end. Made only for a run that sleeps.
 
@@ -385,10 +398,21 @@ class Incarnation:
         if self.idle and ref is not None:
             self.idle = False
             tell_if_alive(ref, PROCEED)
+        else:
+            self.wake_if_passivated()
+
+    def wake_if_passivated(self) -> None:
+        """Have the supervisor take it up, if it rests in the store alone. Whoever calls has put down what it wants."""
+        rouse = self.rouse
+        if rouse is not None:
+            rouse(self)
 
     def flush_queries(self, error: ExecutusError | None = None) -> None:
         """There is a first state, or there will be none: let the queries go on that wait for it."""
-        while (go_on := pop_first(self.waiting_for_begin)) is not None:
+        for _ in range(len(self.waiting_for_begin)):  # one that cannot go on yet queues up again
+            go_on = pop_first(self.waiting_for_begin)
+            if go_on is None:
+                return
             go_on(error)
 
     def fail_waiters(self, error: ExecutusError) -> None:
@@ -400,6 +424,12 @@ class Incarnation:
             waiter[1].try_fail(error)
         self.flush_queries(error)
 
+    def _status(self) -> RunStatus:
+        return RunStatus.PASSIVATED if self.stage is Stage.PASSIVATED else RunStatus.RUNNING
+
+    def _durable_seq(self) -> int:
+        return self.restored_seq if self.stage is Stage.PASSIVATED else 0
+
     def view(self) -> RunView:
         """A snapshot of the facts, for people."""
         slot, ending, claim = self.slot, self.ending, self.claim
@@ -408,13 +438,13 @@ class Incarnation:
         return RunView(
             run_id=self.run_id,
             run_type=self.definition.name,
-            status=RunStatus.RUNNING if ended is None else ended.status,
+            status=self._status() if ended is None else ended.status,
             stage=self.stage.value,
             reason="" if ended is None else ended.reason,
             attempt=claim.attempt,
             epoch=claim.epoch,
             seq=self.restored_seq if published is None else published.seq,
-            durable_seq=0 if slot is None else slot.durable_seq,
+            durable_seq=self._durable_seq() if slot is None else slot.durable_seq,
             restarts=self.history.total,
             strikes=0 if slot is None else slot.strikes,
             waiting=self.phase is Phase.WAITING,
@@ -479,7 +509,7 @@ def view_of_stored(stored: StoredRun) -> RunView:
         durable_seq=0,
         restarts=max(0, claim.attempt - 1),
         strikes=claim.strikes,
-        waiting=False,
+        waiting=claim.status is RunStatus.PASSIVATED,
         phase="",
         messages=0,
         labels={} if record is None else record.labels,

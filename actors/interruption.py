@@ -25,7 +25,7 @@ from executus.actors.outcomes import (
     Phase,
     encode_outcome,
 )
-from executus.actors.stored_runs import ending_claim
+from executus.actors.stored_runs import ending_claim, stored_kin
 from executus.stores import (
     ENDED,
     Accepted,
@@ -39,6 +39,7 @@ from executus.stores import (
     Token,
 )
 
+GOING_ON: Final = frozenset({RunStatus.RUNNING, RunStatus.PASSIVATED})
 SWEEP_MIN_S: Final = 0.05
 CANCEL_GRACE_S: Final = 0.1
 """What an async callback gets after its cancellation to clean up, where the grace itself is over."""
@@ -93,7 +94,7 @@ class Interruption:
                 self.arm_grace(inc)
             case Stage.BACKING_OFF:
                 self._life.exited(inc, ExitEvidence(phase=Phase.WAITING, causes=tuple(inc.causes)), None)
-            case Stage.CLAIMING | Stage.SETTLING | Stage.ENDED:
+            case Stage.CLAIMING | Stage.SETTLING | Stage.PASSIVATED | Stage.ENDED:
                 pass  # a claim that comes through is launched and sees the cause; the others end already
             case _:
                 assert_never(inc.stage)
@@ -159,7 +160,7 @@ class Interruption:
 
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
-                case Refused(Refusal.FENCED, RunClaim(status=RunStatus.RUNNING, incarnation=inc.incarnation) as held):
+                case Refused(Refusal.FENCED, RunClaim(incarnation=inc.incarnation) as held) if held.status in GOING_ON:
                     # It was restarted meanwhile, or its newest claim has not reached a failing store: over what is
                     # there, then. Also after it was signalled without its tombstone.
                     self._commit_tombstone(inc, cause, held.token)
@@ -171,7 +172,15 @@ class Interruption:
                     inc.killed_by = None  # it ended by itself first: that ending stands
 
         self._desk.commit(
-            [Claim(claim=tombstone, expected=expected, outcome=encode_outcome(Killed(cause.by, cause.reason)))], then
+            [
+                Claim(
+                    claim=tombstone,
+                    expected=expected,
+                    outcome=encode_outcome(Killed(cause.by, cause.reason)),
+                    rouses=inc.kin(),
+                )
+            ],
+            then,
         )
 
     def tombstone_late(self, inc: Incarnation) -> None:
@@ -232,9 +241,13 @@ class Interruption:
             order.reply.try_fail(error)
             return True
 
-        self._desk.commit(
-            [Claim(claim=claim, expected=stored.claim.token, outcome=encode_outcome(outcome))], then, failed=failed
+        operation = Claim(
+            claim=claim,
+            expected=stored.claim.token,
+            outcome=encode_outcome(outcome),
+            rouses=stored_kin(self._env, stored),
         )
+        self._desk.commit([operation], then, failed=failed)
 
     def _pending_of(self, stored: StoredRun) -> int:
         """How many durable messages wait for a run at rest; 0 where that cannot be read."""

@@ -172,6 +172,18 @@ class Recover(msgspec.Struct, frozen=True):
     """Find what the last process left. The first message, told once the store actor knows whom to answer."""
 
 
+class ActivateRun(msgspec.Struct, frozen=True):
+    """Somebody wants something of a passivated run."""
+
+    incarnation: Incarnation
+
+
+class LookAtDue(msgspec.Struct, frozen=True):
+    """Look which passivated runs are due. `elapsed` is by which clock, the wall's or not, if a timer says so."""
+
+    elapsed: bool | None = None
+
+
 class AdmitSuspects(msgspec.Struct, frozen=True):
     """Look whether the next runs with strikes can be let in."""
 
@@ -243,6 +255,10 @@ class WaitElapsed(msgspec.Struct, frozen=True):
     """The deadline of wait number `number` has come."""
 
     number: int
+
+
+class RestElapsed(msgspec.Struct, frozen=True):
+    """Look whether it has waited for long enough to rest in the store alone."""
 
 
 class ClaimLost(msgspec.Struct, frozen=True):

@@ -198,6 +198,10 @@ class Suspended(msgspec.Struct, frozen=True, tag=True):
     """The runtime shut down under it; the next boot resumes it."""
 
 
+class Passivated(msgspec.Struct, frozen=True, tag=True):
+    """It has waited for long enough to rest in the store alone."""
+
+
 class Parked(msgspec.Struct, frozen=True, tag=True):
     """This code cannot read its state (`upgrade` raised, schema newer). Untouched, tried again at each boot."""
 
@@ -207,12 +211,17 @@ class Parked(msgspec.Struct, frozen=True, tag=True):
 Outcome = Completed[Any] | Failed | Quarantined | Killed | Cancelled | TimedOut
 """What a waiter gets."""
 
-Exit = Completed[Any] | Crashed | Quarantined | Parked | Killed | Cancelled | TimedOut | Stopped | Suspended
+Exit = (
+    Completed[Any] | Crashed | Quarantined | Parked | Killed | Cancelled | TimedOut | Stopped | Suspended | Passivated
+)
 """What a supervisor classifies."""
 
 
 class ExitEvidence(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about an ended attempt. `causes` in the order in which they were recorded; `done` is what Done held."""
+    """The facts about an ended attempt. `causes` in the order in which they were recorded; `done` is what Done held.
+
+    `rested` says that it left by itself, waiting, with everything saved.
+    """
 
     phase: Phase
     done: Completed[Any] | None = None
@@ -220,6 +229,7 @@ class ExitEvidence(msgspec.Struct, frozen=True, kw_only=True):
     causes: tuple[Cause, ...] = ()
     unreadable: str | None = None
     incompatible: str | None = None
+    rested: bool = False
 
 
 NO_REASON: Final = ErrorInfo(
@@ -252,6 +262,8 @@ def classify(evidence: ExitEvidence) -> Exit:
             return Suspended()
         case (RunTimeoutElapsed(),):
             return TimedOut()
+        case () if evidence.rested:
+            return Passivated()
         case _:
             return Crashed(evidence.error or NO_REASON, evidence.phase)
 

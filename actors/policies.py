@@ -19,6 +19,7 @@ from executus.actors.outcomes import (
     Killed,
     Outcome,
     Parked,
+    Passivated,
     Phase,
     Quarantined,
     Stopped,
@@ -112,11 +113,15 @@ class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `async`: every `every_s` seconds (1.0 unless told) or `every_steps` steps, whichever is first. `sync`: after every
     step, waited for; an interval beside it is an error. `exit`: when the run stops. `none`: never, it leaves no trace
     on disk.
+
+    A run that has waited for `passivate_after_s` is saved and leaves memory; what wants something of it brings it back.
+    None: never.
     """
 
     every_s: float | None = None
     every_steps: int | None = None
     durability: Durability = "async"
+    passivate_after_s: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("SavePolicy's durability", self.durability, Durability)
@@ -127,6 +132,10 @@ class SavePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msg = f"every_s must not be negative, not {self.every_s!r}"
             raise ValueError(msg)
         _positive("every_steps", self.every_steps)
+        _positive("passivate_after_s", self.passivate_after_s)
+        if self.durability == "none" and self.passivate_after_s is not None:
+            msg = "durability='none' stores nothing that a run could come back from; leave out passivate_after_s"
+            raise ValueError(msg)
 
     @property
     def interval_s(self) -> float:
@@ -230,6 +239,8 @@ def decide(exit: Exit, policy: RestartPolicy, history: RestartHistory, now_s: fl
             return Settle(RunStatus.STOPPED, None)
         case Suspended():
             return Settle(RunStatus.SUSPENDED, None)
+        case Passivated():
+            return Settle(RunStatus.PASSIVATED, None)
         case _:
             assert_never(exit)
 

@@ -25,7 +25,9 @@ from executus.actors.messages import (
     DeliverStored,
     Interrupted,
     Proceed,
+    RestElapsed,
     SaveAcknowledged,
+    SaveNow,
     SpawnChildren,
     WaitElapsed,
 )
@@ -51,6 +53,8 @@ from executus.actors.state_codec import Journals, plain_state
 from executus.stores import RecordCorrupt, StoreError
 
 STEPS_PER_TURN: Final = 16
+REST_AGAIN_S: Final = 1.0
+"""When to look again at a run that has waited for long enough and cannot leave memory yet."""
 TURN_S: Final = 0.001
 """A turn ends after so many callbacks or so much time, whichever is first, so that runs share their threads fairly."""
 
@@ -104,11 +108,15 @@ class RunActor(Actor):
         "env",
         "gate_seq",
         "has_state",
+        "idle_since_s",
         "inc",
         "leaving",
         "letter",
         "next",
         "proceeding",
+        "rest_after_s",
+        "rest_timer",
+        "rested",
         "result",
         "returned",
         "run",
@@ -177,6 +185,10 @@ class RunActor(Actor):
         self.wait_elapsed = False
         self.wait_timer: Any = None
         self.wait_due_s: float | None = None
+        self.rest_after_s = slot.policy.passivate_after_s
+        self.rest_timer: Any = None
+        self.idle_since_s = 0.0
+        self.rested = False
         self.done: Completed[Any] | None = None
         self.result: bytes | None = None
         self.actor_ref.monitor(self.exited)
@@ -200,6 +212,8 @@ class RunActor(Actor):
                 if number == self.wait_number:
                     self.wait_elapsed = True
                     self.proceed()
+            case RestElapsed():
+                self._rest_elapsed()
             case Interrupted():
                 self.interrupt()
             case CancelCallback():
@@ -356,7 +370,47 @@ class RunActor(Actor):
         if inc.letters or inc.causes:
             inc.idle = False
             return self.decide()
+        if self.rest_after_s is not None:
+            self.idle_since_s = self.env.clock.now_s()
+            if self.rest_timer is None:
+                self._arm_rest(self.idle_since_s + self.rest_after_s)
         return None
+
+    # --- resting in the store ---
+
+    def _arm_rest(self, at_s: float) -> None:
+        """One timer for however many waits: when it elapses, it is looked since when the run idles."""
+        ref = self.actor_ref
+        self.rest_timer = self.env.timers.call_at(at_s, lambda: tell_if_alive(ref, RestElapsed(), control=True))
+
+    def _rest_elapsed(self) -> None:
+        """Leave memory, if the run has waited for long enough and all of it is stored.
+
+        What comes in after this look stays in the incarnation's mailbox: the supervisor looks there before it lays the
+        run down, and after.
+        """
+        self.rest_timer = None
+        inc, now_s = self.inc, self.env.clock.now_s()
+        if not inc.idle or self.rest_after_s is None:
+            return  # the next idling arms it again
+        if now_s < self.idle_since_s + self.rest_after_s:
+            self._arm_rest(self.idle_since_s + self.rest_after_s)
+        elif self._is_stored() and not inc.history.within(inc.policies.restart.within_s, now_s):
+            self.rested = True
+            self.leave()
+        else:  # a restart still counts against its budget, or something is to be stored first
+            self.slot.port.tell(SaveNow(self.slot))
+            self._arm_rest(now_s + max(self.rest_after_s, REST_AGAIN_S))
+
+    def _is_stored(self) -> bool:
+        """Whether what the store has is all that there is of this run."""
+        slot, published = self.slot, self.slot.published
+        return (
+            published is not None
+            and published.seq == self.seq <= slot.durable_seq
+            and published.consumed_through == self.consumed_through
+            and slot.claim is None
+        )
 
     def function(self, call: Call) -> Callable[..., Any]:
         """The function of a call."""
@@ -653,8 +707,9 @@ class RunActor(Actor):
     def exited(self, report: ExitReport) -> None:
         """The seam's one report: turn it into evidence for the supervisor."""
         self.leaving = True  # a task that has been made and has not run yet finds nothing to do
-        if self.wait_timer is not None:
-            self.wait_timer.cancel()
+        for timer in (self.wait_timer, self.rest_timer):
+            if timer is not None:
+                timer.cancel()
         inc = self.inc
         inc.idle = False
         if self.letter is not None:
@@ -695,4 +750,5 @@ class RunActor(Actor):
             causes=tuple(inc.causes),
             unreadable=unreadable,
             incompatible=incompatible,
+            rested=self.rested and error is None,
         )

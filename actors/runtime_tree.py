@@ -8,6 +8,7 @@ from typing import Final
 
 from executus.actors.actor import ActorRef, ExitReport
 from executus.actors.child_spec import ChildSpec
+from executus.actors.dormitory import Dormitory
 from executus.actors.environment import Environment
 from executus.actors.errors import ChildStartFailed, RestartIntensityReached
 from executus.actors.events import StoreActorRestarted
@@ -50,6 +51,7 @@ class RuntimeTree:
         self,
         env: Environment,
         table: dict[str, Incarnation],
+        dormitory: Dormitory,
         *,
         crashed: Callable[[BaseException], object],
         ended: Callable[[], object],
@@ -64,6 +66,7 @@ class RuntimeTree:
         self.runs: ActorRef[RunSupervisor] | None = None
         self._env = env
         self._table = table
+        self._dormitory = dormitory
         self._crashed = crashed
         self._ended = ended
         self._ready: Promise[None] = Promise()
@@ -159,6 +162,7 @@ class RuntimeTree:
             self._env,
             StorePort(self.tell_store),
             self._table,
+            self._dormitory,
             self._ready,
             on_exit=self._runs_exited,
         )

@@ -376,7 +376,7 @@ def _pending_claim(slot: SaveSlot) -> list[Operation]:
 
 def _is_earlier_claim(slot: SaveSlot, current: RunClaim) -> bool:
     """Whether an earlier claim of this run, given up as failed, had been applied all the same: ours goes over it."""
-    if slot.claim is None or current.status is not RunStatus.RUNNING:
+    if slot.claim is None or current.status not in {RunStatus.RUNNING, RunStatus.PASSIVATED}:
         return False
     return current.incarnation == slot.token.incarnation and current.epoch < slot.token.epoch
 

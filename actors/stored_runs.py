@@ -12,7 +12,7 @@ from executus.actors.environment import Environment
 from executus.actors.errors import NotRegistered, NotResumable, OptionsUnreadable, ResultUnreadable, RunNotFound
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import StartOrder
-from executus.actors.outcomes import UNDECODABLE, Outcome, Quarantined, decode_outcome, safe_text
+from executus.actors.outcomes import UNDECODABLE, Outcome, Phase, Quarantined, decode_outcome, safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Beginning, remaining
 from executus.stores import (
@@ -27,6 +27,7 @@ from executus.stores import (
     Save,
     Snapshot,
     StoredRun,
+    StoreError,
     StoreTooNew,
     Token,
 )
@@ -172,8 +173,64 @@ def stored_outcome(env: Environment, claim: RunClaim, definition: RunDefinition)
         raise ResultUnreadable(msg) from error
 
 
+def is_own(inc: Incarnation, current: RunClaim, epoch: int) -> bool:
+    """Whether an earlier epoch of this very run is in the way of `epoch`.
+
+    Its commit had failed and had been applied all the same, or a later one has not been taken yet. No other process can
+    have claimed it: the store has one owner. The newest epoch goes over what is there.
+    """
+    goes_on = current.status in {RunStatus.RUNNING, RunStatus.PASSIVATED}
+    return goes_on and current.incarnation == inc.incarnation and current.epoch < epoch
+
+
+def stored_kin(env: Environment, stored: StoredRun) -> tuple[str, ...]:
+    """Whom the end of a run at rest concerns: its parent, and its children. Who cannot be read is told by nobody."""
+    parent = None if stored.record is None else stored.record.parent
+    try:
+        children = tuple(child for child, _ in env.store.children(stored.claim.run_id))
+    except StoreError:
+        children = ()
+    return children if parent is None else (parent.run_id, *children)
+
+
+def sleeping_incarnation(env: Environment, run_id: str) -> Incarnation | None:
+    """A run that the store says is passivated; None where it is not.
+
+    Raises StoreError, NotRegistered, OptionsUnreadable.
+    """
+    stored = env.store.load(run_id)
+    if stored is None or stored.claim.status is not RunStatus.PASSIVATED:
+        return None
+    record, definition = _known(env, stored)
+    inc = incarnation_of_record(stored.claim, record, definition)
+    inc.stage, inc.phase = Stage.PASSIVATED, Phase.WAITING
+    try:
+        loaded = env.store.load_snapshot(run_id)
+    except (RecordCorrupt, StoreTooNew):
+        loaded = None  # whoever restores it says what is wrong
+    if loaded is not None:
+        inc.restored_seq = loaded.snapshot.seq
+    return inc
+
+
 def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
     """For handles of a run that does not run here. Raises NotRegistered, RecordCorrupt, ResultUnreadable."""
+    claim = stored.claim
+    record, definition = _known(env, stored)
+    try:
+        policies = policies_of(record, definition)
+    except OptionsUnreadable:
+        policies = definition.policies  # it does not run: nobody asks for them
+    inc = incarnation_of_record(claim, record, definition, policies)
+    inc.stage = Stage.ENDED
+    ending = Ending(claim.status, stored_outcome(env, claim, definition), claim.reason)
+    inc.letters.close(ended_error(inc.run_id, ending))
+    inc.ending.try_set(ending)
+    return inc
+
+
+def _known(env: Environment, stored: StoredRun) -> tuple[RunRecord, RunDefinition]:
+    """Raises RecordCorrupt, NotRegistered."""
     claim, record = stored.claim, stored.record
     definition = None if record is None else env.registry.named(record.run_type)
     if record is None:
@@ -187,16 +244,7 @@ def resting_incarnation(env: Environment, stored: StoredRun) -> Incarnation:
             "with this runtime. Add it to runs=[...], or the name to a run's aliases. It was left as it is."
         )
         raise NotRegistered(msg)
-    try:
-        policies = policies_of(record, definition)
-    except OptionsUnreadable:
-        policies = definition.policies  # it does not run: nobody asks for them
-    inc = incarnation_of_record(claim, record, definition, policies)
-    inc.stage = Stage.ENDED
-    ending = Ending(claim.status, stored_outcome(env, claim, definition), claim.reason)
-    inc.letters.close(ended_error(inc.run_id, ending))
-    inc.ending.try_set(ending)
-    return inc
+    return record, definition
 
 
 class StoredRuns(Protocol):

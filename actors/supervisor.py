@@ -11,6 +11,7 @@ from executus.actors.admission import Admission
 from executus.actors.async_run_actor import AsyncRunActor
 from executus.actors.deliveries import Deliveries
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
+from executus.actors.dormitory import Dormitory
 from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
 from executus.actors.events import MessagesLost, RunExited, RunRestarting, RunSettled
@@ -20,6 +21,7 @@ from executus.actors.incarnation import Ending, Incarnation, Letter, Stage, ende
 from executus.actors.interruption import Interruption
 from executus.actors.messages import (
     PROCEED,
+    ActivateRun,
     AdmitSuspects,
     AttemptExited,
     CommitFailed,
@@ -28,6 +30,7 @@ from executus.actors.messages import (
     DrainDeadline,
     DrainRuns,
     EndRun,
+    LookAtDue,
     OfferSave,
     Probe,
     Prune,
@@ -51,18 +54,20 @@ from executus.actors.outcomes import (
     Killed,
     Outcome,
     Parked,
+    Passivated,
     Phase,
     RunTimeoutElapsed,
     classify,
     encode_outcome,
 )
+from executus.actors.passivation import Passivation
 from executus.actors.policies import Restart, decide
 from executus.actors.policies import Settle as SettleAs
 from executus.actors.pruning import Pruning
 from executus.actors.run import remaining
 from executus.actors.run_actor import RunActor, Source
 from executus.actors.save_slot import SaveSlot, StorePort
-from executus.actors.stored_runs import begin_afresh, next_claim, stored_outcome
+from executus.actors.stored_runs import begin_afresh, is_own, next_claim, stored_outcome
 from executus.stores import (
     ENDED_FOR_GOOD,
     Accepted,
@@ -89,14 +94,22 @@ class RunSupervisor(Actor):
     launch, exit, restart, settle.
     """
 
-    def __init__(self, env: Environment, port: StorePort, table: dict[str, Incarnation], ready: Promise[None]) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        port: StorePort,
+        table: dict[str, Incarnation],
+        dormitory: Dormitory,
+        ready: Promise[None],
+    ) -> None:
         super().__init__()
         self.env = env
-        self.desk = Desk(env, port, table, self._tell_self)
+        self.desk = Desk(env, port, table, dormitory, self._tell_self)
         self.interruption = Interruption(self.desk, self)
         self.family = Family(self.desk, self.end_run)
         self.deliveries = Deliveries(self.desk)
         self.admission = Admission(self.desk, self, self.family, self.deliveries)
+        self.passivation = Passivation(self.desk, self, self.admission, self.interruption, self.family)
         self.pruning = Pruning(self.desk)
         self._ready = ready
         self._endings: dict[Incarnation, Ending] = {}
@@ -141,6 +154,8 @@ class RunSupervisor(Actor):
                 self.interruption.sweep()
             case Prune():
                 self.pruning.go_on()
+            case ActivateRun() | LookAtDue():
+                self.passivation.receive(message)
             case Recover():
                 self.admission.recover(self._recovered)
                 self.pruning.begin()
@@ -151,8 +166,7 @@ class RunSupervisor(Actor):
             case AdmitSuspects():
                 self.admission.suspects.admit()
             case DrainRuns():
-                self.admission.suspects.suspend()
-                self.interruption.drain(message)
+                self._drain(message)
             case DrainDeadline():
                 self.interruption.answer_drain()
             case Probe(reply):
@@ -161,9 +175,15 @@ class RunSupervisor(Actor):
                 msg = f"the run supervisor does not know {type(message).__name__}"
                 raise TypeError(msg)
 
+    def _drain(self, order: DrainRuns) -> None:
+        self.admission.suspects.suspend()
+        self.interruption.drain(order)
+        self.passivation.suspend()
+
     def end_run(self, order: EndRun) -> None:
         """Somebody wants a run to end."""
-        self.interruption.end(order)
+        if not self.passivation.end(order):
+            self.interruption.end(order)
 
     def left(self) -> None:
         """A run has left the table, or a commit is through; a drain may be over."""
@@ -176,7 +196,7 @@ class RunSupervisor(Actor):
         match message.kind:
             case "backoff":
                 if inc.stage is Stage.BACKING_OFF:
-                    self._restart(inc)
+                    self.restart(inc)
             case "grace":
                 self.interruption.grace_over(inc)
             case "run_timeout":
@@ -267,6 +287,12 @@ class RunSupervisor(Actor):
         if len(inc.causes) > len(evidence.causes):  # recorded while the report of its end was under way
             evidence = msgspec.structs.replace(evidence, causes=tuple(inc.causes))
         exit_ = classify(evidence)
+        if isinstance(exit_, Passivated):
+            self.passivation.passivate(inc)
+            return
+        if evidence.rested and not isinstance(exit_, Killed):  # it is wanted after all: a cause came in
+            self.restart(inc)
+            return
         error = exit_.error if isinstance(exit_, Crashed) else evidence.error
         cancelled = error is not None and CANCELLED in error.mro
         if error is not None and (isinstance(exit_, Crashed) or not (cancelled or isinstance(exit_, Parked))):
@@ -311,7 +337,7 @@ class RunSupervisor(Actor):
 
         def then(verdicts: Verdicts) -> None:
             match verdicts[0]:
-                case Refused(_, current) if current is not None and _is_own(inc, current, claim.epoch):
+                case Refused(_, current) if current is not None and is_own(inc, current, claim.epoch):
                     self.desk.commit([msgspec.structs.replace(claimed, expected=current.token), saved], then)
                     return
                 case Refused(_, current):
@@ -332,8 +358,8 @@ class RunSupervisor(Actor):
         )
         self.desk.commit([claimed, saved], then)
 
-    def _restart(self, inc: Incarnation) -> None:
-        """The backoff is over: claim, then go on from memory.
+    def restart(self, inc: Incarnation) -> None:
+        """The backoff is over, or a rest: claim, then go on from memory.
 
         A failing store does not hold it up; its claim then goes in with the next save.
         """
@@ -361,7 +387,7 @@ class RunSupervisor(Actor):
             match verdicts[0]:
                 case Accepted():
                     go_on(None)
-                case Refused(_, current) if current is not None and _is_own(inc, current, claim.epoch):
+                case Refused(_, current) if current is not None and is_own(inc, current, claim.epoch):
                     self._claim_restart(inc, before, claim, current.token)
                 case Refused(_, current):
                     self.lost(inc, current)
@@ -403,7 +429,13 @@ class RunSupervisor(Actor):
         self._endings[inc] = ending
         operation: Operation
         if status in {RunStatus.PARKED, RunStatus.QUARANTINED}:
-            operation = SetAside(expected=inc.claim.token, status=status, reason=reason, at_s=self.env.clock.wall_s())
+            operation = SetAside(
+                expected=inc.claim.token,
+                status=status,
+                reason=reason,
+                at_s=self.env.clock.wall_s(),
+                rouses=inc.kin(),
+            )
         else:
             data = result if isinstance(outcome, Completed) else None if outcome is None else encode_outcome(outcome)
             operation = Settle(
@@ -413,6 +445,7 @@ class RunSupervisor(Actor):
                 outcome=data,
                 ended_at_s=self.env.clock.wall_s(),
                 consumed_through=inc.slot.result_through if data is result and inc.slot is not None else 0,
+                rouses=inc.kin(),
             )
 
         def then(verdicts: Verdicts) -> None:
@@ -421,7 +454,7 @@ class RunSupervisor(Actor):
                     if inc.slot is not None and inc.slot.rejected_seq < inc.restored_seq:
                         inc.slot.durable_seq = inc.restored_seq  # the last state, or the result in its place, went in
                     self.finish(inc, ending)
-                case Refused(_, current) if current is not None and _is_own(inc, current, inc.claim.epoch):
+                case Refused(_, current) if current is not None and is_own(inc, current, inc.claim.epoch):
                     claim = Claim(claim=inc.claim, expected=current.token)
                     self.desk.commit([claim, operation], then, failed=failed, final=inc.slot)
                 case Refused(_, current):
@@ -458,6 +491,7 @@ class RunSupervisor(Actor):
             inc.slot.close()
         if self.desk.table.get(inc.run_id) is inc:
             del self.desk.table[inc.run_id]
+        self.desk.dormitory.forget(inc)
         self.interruption.suspended += ending.status is RunStatus.SUSPENDED
         error = ended_error(inc.run_id, ending)
         told, durable = _lost(inc, inc.letters.close(error), ending.status)
@@ -487,13 +521,3 @@ def _lost(inc: Incarnation, letters: list[Letter], status: RunStatus) -> tuple[i
     consumed = max(published, 0 if slot is None else slot.result_through)
     numbers = {letter.posted.number for letter in letters if letter.posted is not None}
     return told, sum(1 for number in numbers if number > consumed)
-
-
-def _is_own(inc: Incarnation, current: RunClaim, epoch: int) -> bool:
-    """Whether an earlier epoch of this very run is in the way of `epoch`.
-
-    Its commit had failed and had been applied all the same, or a later one has not been taken yet. No other process can
-    have claimed it: the store has one owner. The newest epoch goes over what is there.
-    """
-    ours = (current.incarnation, current.status) == (inc.incarnation, RunStatus.RUNNING)
-    return ours and current.epoch < epoch

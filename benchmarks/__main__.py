@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import messaging, runs, transcripts
+from benchmarks import messaging, passivated, runs, transcripts
 
-BENCHMARKS = {"messaging": messaging.main, "runs": runs.main, "transcripts": transcripts.main}
+BENCHMARKS = {
+    "messaging": messaging.main,
+    "passivated": passivated.main,
+    "runs": runs.main,
+    "transcripts": transcripts.main,
+}
 
 
 def main() -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from executus.stores import codec
-from executus.stores.ended_rows import PRESENT, ended_row
+from executus.stores.due_rows import PRESENT, due_keys
+from executus.stores.ended_rows import ended_row
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.fencing import (
     Fit,
@@ -37,8 +39,30 @@ from executus.stores.operations import (
     Settle,
     Verdict,
 )
-from executus.stores.records import ENDED_FOR_GOOD, LIVE, Chunk, Inbox, ParentLink, RunClaim, RunStatus, Snapshot
-from executus.stores.rows import SEPARATOR, SLOTS, Rows, Table, child_key, range_below, run_key, snapshot_key
+from executus.stores.records import (
+    ENDED,
+    ENDED_FOR_GOOD,
+    LIVE,
+    ROUSED,
+    TOLD_OF,
+    Chunk,
+    Inbox,
+    ParentLink,
+    RunClaim,
+    RunStatus,
+    Snapshot,
+)
+from executus.stores.rows import (
+    SEPARATOR,
+    SLOTS,
+    Rows,
+    Table,
+    child_key,
+    range_below,
+    run_id_of,
+    run_key,
+    snapshot_key,
+)
 from executus.stores.staging import Staging
 
 
@@ -129,6 +153,8 @@ class Batch:
         if claim.status in ENDED_FOR_GOOD:
             after = after._replace(inbox=drop_messages(self._staging, key, self._inbox(key, after)))
         self._put_claim(key, after, before.claim if before else None)
+        if claim.status in TOLD_OF:  # a tombstone: of a run at rest nobody may know the children
+            self._rouse([*op.rouses, *self._linked(key)])
         return verdict
 
     def _save(self, op: Save) -> Fit | Refused:
@@ -169,9 +195,14 @@ class Batch:
             self._put_outcome(before, key, op.outcome)
         if op.flight is not None:
             self._put_flight(before, key, op.flight)
-        settled = replace(before, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
-        self._put_claim(key, fence._replace(claim=settled), before)
         self._consume(key, op.consumed_children)
+        settled = replace(before, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
+        if op.status is RunStatus.PASSIVATED:
+            dues = (ROUSED, *op.dues) if self._has_news(key, fence) else op.dues
+            settled = replace(settled, dues=dues or UNSET)
+        self._put_claim(key, fence._replace(claim=settled), before)
+        if op.rouses and op.status in TOLD_OF:
+            self._rouse(op.rouses)
         return verdict
 
     def _set_aside(self, op: SetAside) -> Fit | Refused:
@@ -185,6 +216,8 @@ class Batch:
             if op.flight is not None:
                 self._put_flight(aside, key, op.flight)
             self._put_claim(key, fence._replace(claim=aside), fence.claim)
+            if op.rouses and op.status in TOLD_OF:
+                self._rouse(op.rouses)
         return verdict
 
     def _append(self, op: Append) -> Verdict:
@@ -196,7 +229,62 @@ class Batch:
             return claim
         inbox, verdict = append(self._staging, key, self._inbox(key, fence), op, claim)
         self.fences[op.run_id] = fence._replace(inbox=inbox)
+        if claim.status is RunStatus.PASSIVATED and inbox.pending and not isinstance(verdict, Refused):
+            self._rouse((op.run_id,))
         return verdict
+
+    # --- passivated runs ---
+
+    def _rouse(self, run_ids: Sequence[str]) -> None:
+        """Those of them that are passivated become due at once. One whose claim is damaged nobody can wake."""
+        for run_id in run_ids:
+            key = run_key(run_id)
+            try:
+                fence = self._fence(run_id, key)
+            except (RecordCorrupt, StoreTooNew):
+                continue
+            if fence is not None and fence.claim.status is RunStatus.PASSIVATED:
+                dues = (ROUSED, *(due for due in fence.claim.due_times if due != ROUSED))
+                self._put_claim(key, fence._replace(claim=replace(fence.claim, dues=dues)), fence.claim)
+
+    def _has_news(self, key: bytes, fence: Fence) -> bool:
+        """Whether something waits already for a run that is to be passivated.
+
+        Who brought it looked for a passivated run, and found one that still ran: of the two, one sees the other.
+        """
+        if self._inbox(key, fence).pending:
+            return True
+        for child in self._children_of(key, fence.claim):
+            claim = self._readable_claim(child)
+            if claim is not None and claim.status in TOLD_OF:
+                return True
+        try:
+            data = self._get(Table.RECORDS, key)
+            link = codec.decode_record(data, key).parent if data is not None else None
+            parent = None if link is None else self._get(Table.CLAIMS, run_key(link.run_id))
+            claim = None if link is None or parent is None else codec.decode_claim(parent, run_key(link.run_id))
+        except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+            return False  # as for a boot: then nobody knows that it has ended
+        if link is None:
+            return False
+        return claim is None or claim.incarnation != link.incarnation or claim.status in ENDED
+
+    def _children_of(self, key: bytes, claim: RunClaim) -> Iterator[bytes]:
+        """The keys of the children whose ends it is still to be told of: not those of an earlier beginning."""
+        for link_key, data in self._staging.items(Table.CHILDREN, *range_below(key)):
+            try:
+                link = codec.decode_link(data, link_key)
+            except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+                continue
+            if (link.incarnation, link.begun) == (claim.incarnation, claim.begun):
+                yield link_key.partition(SEPARATOR)[2]
+
+    def _readable_claim(self, key: bytes) -> RunClaim | None:
+        data = self._get(Table.CLAIMS, key)
+        try:
+            return None if data is None else codec.decode_claim(data, key)
+        except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+            return None
 
     def _delete(self, op: Delete) -> Fit | Refused:
         key = run_key(op.token.run_id)
@@ -228,6 +316,9 @@ class Batch:
 
     def _put_claim(self, key: bytes, fence: Fence, before: RunClaim | None) -> None:
         claim = fence.claim
+        if claim.dues is not UNSET and claim.status is not RunStatus.PASSIVATED:
+            claim = replace(claim, dues=UNSET)
+            fence = fence._replace(claim=claim)
         self._put(Table.CLAIMS, key, codec.encode_claim(claim, key))
         is_live, was_live = claim.status in LIVE, before is not None and before.status in LIVE
         if is_live != was_live:
@@ -238,15 +329,21 @@ class Batch:
         self.fences[claim.run_id] = fence
 
     def _move_in_index(self, before: RunClaim | None, after: RunClaim | None) -> None:
-        """Keep the index of ended runs: where it stood, and where it stands now."""
+        """Keep the indexes of ended and of due runs: where it stood, and where it stands now."""
         was = None if before is None else ended_row(before)
         now = None if after is None else ended_row(after)
-        if was == now:
-            return
-        if was is not None:
+        if was != now and was is not None:
             self._put(was.table, was.key, None)
-        if now is not None:
+        if was != now and now is not None:
             self._put(now.table, now.key, PRESENT)
+        was_due = due_keys(before) if before is not None else ()
+        now_due = due_keys(after) if after is not None else ()
+        for key in was_due:
+            if key not in now_due:
+                self._put(Table.DUE, key, None)
+        for key in now_due:
+            if key not in was_due:
+                self._put(Table.DUE, key, PRESENT)
 
     def _put_snapshot(
         self, key: bytes, fence: Fence, snapshot: Snapshot, chunks: Sequence[Chunk]
@@ -355,7 +452,8 @@ class Batch:
         return (gone.incarnation, gone.begun) == (parent.incarnation, parent.begun)
 
     def _drop_links(self, key: bytes) -> None:
-        """Drop the links of a run's children, and its own to its parent."""
+        """Drop the links of a run's children, who are orphans then, and its own to its parent."""
+        self._rouse(self._linked(key))
         for link in [*self._links_below(*range_below(key)), *self._own_links(key)]:
             self._put(Table.CHILDREN, link, None)
         for link, _ in self._staging.items(Table.GONE_CHILDREN, *range_below(key)):
@@ -369,6 +467,10 @@ class Batch:
         except (RecordCorrupt, RecordTooLarge, StoreTooNew):
             # Only the damaged record knew the parent: look through all links instead.
             return [link for link in self._links_below(b"", None) if link.endswith(SEPARATOR + key)]
+
+    def _linked(self, key: bytes) -> list[str]:
+        """The ids of a run's children, of whatever beginning."""
+        return [run_id_of(link.partition(SEPARATOR)[2]) for link in self._links_below(*range_below(key))]
 
     def _links_below(self, first: bytes, below: bytes | None) -> list[bytes]:
         return [link for link, _ in self._staging.items(Table.CHILDREN, first, below)]

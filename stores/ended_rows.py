@@ -1,5 +1,7 @@
 """The index of runs that do not run, one table a status, in order of time: so that retention need not scan the store.
 
+Passivated ones stand in it as well, with the time since which they are.
+
 A hint only: whoever deletes by it looks at the claim, whose token the deletion carries.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from executus.stores import codec
+from executus.stores.due_rows import PRESENT, due_keys
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.records import EndedRun, RunClaim, RunStatus
 from executus.stores.rows import SEPARATOR, Rows, Table, WritableRows, Writes, run_id_of, run_key
@@ -20,10 +23,10 @@ ENDED_TABLES: Final[dict[RunStatus, Table]] = {
     RunStatus.CANCELLED: Table.ENDED_CANCELLED,
     RunStatus.TIMED_OUT: Table.ENDED_TIMED_OUT,
     RunStatus.STOPPED: Table.ENDED_STOPPED,
+    RunStatus.PASSIVATED: Table.PASSIVATED,
 }
 """Of every status that is not LIVE: a claim stands either in the live index or in one of these."""
 
-PRESENT: Final = b"\1"
 _TIME_CHARS: Final = 16
 _LATEST_MS: Final = (1 << 63) - 1
 _PAGE: Final = 10_000
@@ -69,14 +72,16 @@ def is_complete(rows: Rows) -> bool:
 
 def rebuild(rows: WritableRows) -> None:
     """Write the index anew from the claims. One that cannot be read stands nowhere: nothing is deleted by it."""
-    wanted: Writes = {table: {} for table in ENDED_TABLES.values()}
+    wanted: Writes = {table: {} for table in (*ENDED_TABLES.values(), Table.DUE)}
     first = b""
     while page := rows.page(Table.CLAIMS, first, None, _PAGE):
         for key, data in page:
             try:
-                row = ended_row(codec.decode_claim(data, key))
+                claim = codec.decode_claim(data, key)
             except (RecordCorrupt, RecordTooLarge, StoreTooNew):
                 continue
+            wanted[Table.DUE].update(dict.fromkeys(due_keys(claim), PRESENT))
+            row = ended_row(claim)
             if row is not None:
                 wanted[row.table][row.key] = PRESENT
         first = page[-1][0] + SEPARATOR

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from executus.stores.records import Chunk, RunClaim, RunRecord, RunStatus, Snapshot, Token
+from executus.stores.records import Chunk, Due, RunClaim, RunRecord, RunStatus, Snapshot, Token
 
 
 class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -23,7 +23,7 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     already: the first ending stands. A new record also drops the run's own link to the parent that its old record
     named, all messages with their ids, and its flight record. A claim that ends the run for good drops its messages;
     `drop_snapshots` keeps those that are pending. `flight` takes the place of the flight record that is there, readable
-    or not; without one that stays.
+    or not; without one that stays. `rouses` as in Settle; a claim that is an ending rouses its children as well.
     """
 
     claim: RunClaim
@@ -32,6 +32,7 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     outcome: bytes | None = None
     drop_snapshots: bool = False
     flight: bytes | None = None
+    rouses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError where the parts belong to different lives: caught where they are put together."""
@@ -71,6 +72,11 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     refused). COMPLETED drops the snapshots and their chunks. Refused FENCED, SETTLED (another ending was first) or
     MISSING. The same ending once more is accepted. Messages up to `consumed_through` went into the outcome; an ending
     for good (all but FAILED) drops the others. `flight` as in Claim.
+
+    PASSIVATED is no ending: the run rests until one of its `dues`, or until it is claimed again. It is due at once,
+    whatever `dues` say, where something is there already that it waits for: a message that is not consumed, a child
+    among `children()` that has ended, or its parent has. `rouses` are the ids of others whom an ending concerns, its
+    parent and its children: those of them that are passivated become due at once, as does who gets an Append.
     """
 
     token: Token
@@ -83,6 +89,8 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     chunks: tuple[Chunk, ...] = ()
     ended_at_s: float | None = None
     flight: bytes | None = None
+    dues: tuple[Due, ...] = ()
+    rouses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for an ending that is none, or a snapshot of another execution."""
@@ -96,7 +104,7 @@ class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Park or quarantine a run that cannot be read: record and snapshots keep their bytes.
 
     Only claim row and indexes change. `expected` and `flight` as in Claim; the epoch stays. `at_s` (wall) is when a
-    quarantined run came to rest. Refused FENCED, MISSING, or SETTLED where it has ended for good.
+    quarantined run came to rest. `rouses` as in Settle. Refused FENCED, MISSING, or SETTLED where it has ended for good.
     """
 
     expected: Token
@@ -104,6 +112,7 @@ class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     reason: str
     at_s: float | None = None
     flight: bytes | None = None
+    rouses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a status that sets nothing aside."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from executus.stores.operations import Operation, Verdict
 from executus.stores.records import (
+    DueRun,
     EndedRun,
     LoadedSnapshot,
     ParentLink,
@@ -122,6 +123,13 @@ class CheckpointStore(Protocol):
 
     def count_ended(self) -> dict[RunStatus, int]:
         """How many runs are in each status that is not LIVE; costs the same for any number."""
+        ...
+
+    def due(self, *, by_wall: bool, after: DueRun | None = None, limit: int = 1000) -> list[DueRun]:
+        """A page of the passivated runs by their due times of one kind, the earliest first, beginning behind `after`.
+
+        Costs the page, not the store. A run whose claim or row is damaged may be left out.
+        """
         ...
 
     def parent_link(self, run_id: str) -> ParentLink | None:

@@ -30,6 +30,7 @@ class RunStatus(enum.StrEnum):
 
     RUNNING = "running"
     SUSPENDED = "suspended"
+    PASSIVATED = "passivated"
     PARKED = "parked"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -50,6 +51,9 @@ ENDED: Final = frozenset(
     {RunStatus.COMPLETED, RunStatus.KILLED, RunStatus.CANCELLED, RunStatus.TIMED_OUT, RunStatus.FAILED}
 )
 """Ended with an outcome for whoever waits."""
+
+TOLD_OF: Final = ENDED | {RunStatus.QUARANTINED}
+"""What a parent is told of."""
 
 ENDED_FOR_GOOD: Final = ENDED - RESUMABLE
 """Ended, and not brought back by hand either: its messages go."""
@@ -74,6 +78,27 @@ class ParentLink(msgspec.Struct, frozen=True):
     key: str
     on_parent_end: Literal["cancel", "kill"] = "cancel"
     begun: int = 0
+
+
+class Due(msgspec.Struct, frozen=True, array_like=True):
+    """When a passivated run is to be looked at: a moment of the wall clock, or the end of a duration that is counted.
+
+    The store only sorts them; what time it is, and by which clock, is the reader's to say.
+    """
+
+    at_s: float
+    by_wall: bool = False
+
+
+ROUSED: Final = Due(0.0)
+"""Due at once: something has happened that a passivated run is to be told of."""
+
+
+class DueRun(msgspec.Struct, frozen=True):
+    """A passivated run and one of its due times, in whole milliseconds, as the index of those has them."""
+
+    run_id: str
+    at_ms: int
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +139,13 @@ class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
     ended_at_s: float | None = None
     deadline_at_s: float | None = None
     remaining_s: float | None = None
+    dues: tuple[Due, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Of a passivated run, when it is to be looked at; unset where it is not passivated or waits without an end."""
+
+    @property
+    def due_times(self) -> tuple[Due, ...]:
+        """`dues`, empty where they are unset."""
+        return () if self.dues is msgspec.UNSET else self.dues
 
     @property
     def token(self) -> Token:

@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from executus.stores import codec
+from executus.stores.due_rows import due_runs
 from executus.stores.ended_rows import count_ended, ended_runs
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreClosed, StoreForked, StoreTooNew
 from executus.stores.journal_rows import Scan, read_chunks
 from executus.stores.records import (
     LIVE,
+    DueRun,
     EndedRun,
     Inbox,
     LoadedSnapshot,
@@ -163,6 +165,12 @@ class RowReader(abc.ABC):
         self._check_usable()
         with self._view() as rows:
             return count_ended(rows)
+
+    def due(self, *, by_wall: bool, after: DueRun | None = None, limit: int = 1000) -> list[DueRun]:
+        """See CheckpointStore."""
+        self._check_usable()
+        with self._view() as rows:
+            return due_runs(rows, after, limit, by_wall=by_wall)
 
     def parent_link(self, run_id: str) -> ParentLink | None:
         """See CheckpointStore."""

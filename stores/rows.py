@@ -39,6 +39,8 @@ class Table(enum.StrEnum):
     ENDED_CANCELLED = "ended-cancelled"
     ENDED_TIMED_OUT = "ended-timed-out"
     ENDED_STOPPED = "ended-stopped"
+    PASSIVATED = "passivated"
+    DUE = "due"
 
 
 FIRST_TABLES: Final = frozenset(

@@ -7,6 +7,7 @@ instance that is made for it alone.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from executus.actors.run import Beginning
 from executus.actors.state_codec import plain_state
 from executus.actors.stored_runs import boot_facts
 from executus.stores import (
+    EndedRun,
     LmdbReader,
     LoadedSnapshot,
     RecordCorrupt,
@@ -81,21 +83,21 @@ class _Sources:
 
 
 def deployment(store: Path, name: str, *, limit: int) -> Deployment:
-    """Judge every live run by that code. Raises CommandFailed, StoreError."""
+    """Judge every live and every passivated run by that code. Raises CommandFailed, StoreError."""
     registry = load_runs(name)
     reader = LmdbReader(store)
     reader.open()
     try:
         sources, counts, first = _Sources(registry, reader), dict[Verdict, int](), list[Prospect]()
-        for claim in reader.live():
-            stored = reader.load(claim.run_id)
+        for run_id in (*(claim.run_id for claim in reader.live()), *_passivated(reader)):
+            stored = reader.load(run_id)
             if stored is None:
                 continue  # its daemon has deleted it meanwhile
             verdict, why = _judge(sources, stored)
             counts[verdict] = counts.get(verdict, 0) + 1
             if verdict is not Verdict.RESUMABLE and len(first) < limit:
                 run_type = None if stored.record is None else stored.record.run_type
-                first.append(Prospect(claim.run_id, run_type, verdict, why))
+                first.append(Prospect(run_id, run_type, verdict, why))
         for run_id in reader.damaged():
             counts[Verdict.QUARANTINED] = counts.get(Verdict.QUARANTINED, 0) + 1
             if len(first) < limit:
@@ -122,6 +124,14 @@ def print_deployment(found: Deployment, screen: Screen) -> None:
     screen.say(
         "every live run would go on" if found.ok else "    -> Deploy code that takes these up, or end them first."
     )
+
+
+def _passivated(reader: LmdbReader) -> Iterator[str]:
+    """They are not loaded at a boot, and will be by the same code."""
+    after: EndedRun | None = None
+    while page := reader.ended(RunStatus.PASSIVATED, after=after):
+        yield from (run.run_id for run in page)
+        after = page[-1]
 
 
 def _judge(sources: _Sources, stored: StoredRun) -> tuple[Verdict, str]:

@@ -20,12 +20,14 @@ pytest.register_assert_rewrite(
     "executus.stores.testing.conformance",
     "executus.stores.testing.conformance_flights",
     "executus.stores.testing.conformance_journals",
+    "executus.stores.testing.conformance_passivated",
 )  # before they are imported: a failed assert shows its values
 
 from executus.stores.testing import (  # noqa: E402
     conformance,
     conformance_flights,
     conformance_journals,
+    conformance_passivated,
     making,
 )
 from executus.stores.testing.disk import Disk, damage, flip_last_bit, rebooted  # noqa: E402
@@ -44,6 +46,7 @@ SUITE = (
     conformance.Damage,
     conformance_journals.Journals,
     conformance_flights.Flights,
+    conformance_passivated.Passivating,
 )
 """Every class of tests. A store that passes them all keeps the contract."""
 
@@ -53,6 +56,7 @@ __all__ = [
     "conformance",
     "conformance_flights",
     "conformance_journals",
+    "conformance_passivated",
     "damage",
     "flip_last_bit",
     "making",

@@ -80,6 +80,7 @@ READS: list[Callable[[CheckpointStore], object]] = [
     lambda store: store.messages("r"),
     lambda store: store.ended(RunStatus.FAILED),
     lambda store: store.count_ended(),
+    lambda store: store.due(by_wall=False),
     lambda store: store.parent_link("r"),
     lambda store: store.info(),
 ]

@@ -13,7 +13,7 @@ class SimClock:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self.wall_offset_s = 1.8e9
+        self.wall_offset_s = self.opened_at_s = 1.8e9
 
     def now_s(self) -> float:
         """See `Clock`."""

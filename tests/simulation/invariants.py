@@ -201,7 +201,8 @@ class Ledger:
             if op.record is None and claim.status is RunStatus.RUNNING:
                 by_hand = before.status in RESUMABLE and claim.run_id in self.resumable
                 self.check(
-                    before.status in LIVE or by_hand, f"{life} was {before.status.value} and has been resurrected"
+                    before.status in {*LIVE, RunStatus.PASSIVATED} or by_hand,
+                    f"{life} was {before.status.value} and has been resurrected",
                 )
             if op.record is None and claim.status is RunStatus.KILLED:
                 self.check(
@@ -227,7 +228,9 @@ class Ledger:
         row = self.rows.pop(run_id, None)
         if row is None:
             return  # a retry
-        self.check(row.status not in LIVE, f"{run_id} was {row.status.value} and has been deleted")
+        self.check(
+            row.status not in {*LIVE, RunStatus.PASSIVATED}, f"{run_id} was {row.status.value} and has been deleted"
+        )
         self.deleted.add((run_id, row.incarnation))
         link = self.owed.pop(run_id, None)
         parent = None if link is None else self.rows.get(link.run_id)
@@ -283,7 +286,7 @@ class Ledger:
                     event.resumed_from_seq >= self.acknowledged.get(life, 0),
                     f"{life} resumed from {event.resumed_from_seq}, behind the acknowledged {self.acknowledged.get(life, 0)}",
                 )
-        if isinstance(event, RunEvent) and type(event).__name__ == "RunResumed":
+        if isinstance(event, RunEvent) and type(event).__name__ in {"RunResumed", "RunActivated"}:
             self.reports.pop(self.life_of[event.epoch], None)
 
     def acknowledge(self, life: Life, seq: int, how: str) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from executus.actors import admission, journal_keeper, pruning, save_slot, store_actor, supervisor
+from executus.actors import admission, journal_keeper, passivation, pruning, save_slot, store_actor, supervisor
 from executus.actors.deliveries import Deliveries
+from executus.actors.dormitory import Dormitory
 from executus.actors.family import Family
-from executus.actors.incarnation import Incarnation, Letter, Letters
+from executus.actors.incarnation import Incarnation, Letter, Letters, Stage
 from executus.actors.interruption import Interruption
 from executus.actors.journal_keeper import JournalKeeper
 from executus.actors.outcomes import KillRequested
+from executus.actors.passivation import Passivation
 from executus.actors.runtime_tree import RuntimeTree
 from executus.actors.save_slot import SaveSlot
 from executus.actors.store_actor import StoreActor
@@ -33,6 +35,7 @@ def no_claim(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(supervisor, "next_claim", same_epoch)
     patch.setattr(admission, "next_claim", same_epoch)
+    patch.setattr(passivation, "next_claim", same_epoch)
 
 
 def older_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
@@ -236,6 +239,33 @@ def the_letter_in_hand_is_lost_in_a_crash(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Letters, "put_back", only_others)
 
 
+def letters_are_looked_for_before_a_run_is_laid_down_and_not_after(patch: pytest.MonkeyPatch) -> None:
+    """What a teller puts down while the commit of a passivation is under way is not seen."""
+    original = Passivation.is_wanted
+
+    def is_wanted(self: Passivation, inc: Incarnation) -> bool:
+        return inc.stage not in {Stage.SETTLING, Stage.PASSIVATED} and original(self, inc)
+
+    patch.setattr(Passivation, "is_wanted", is_wanted)
+
+
+def kin_that_is_passivated_is_not_roused(patch: pytest.MonkeyPatch) -> None:
+    """An ending leaves the due times of parent and children as they are."""
+    patch.setattr(batch.Batch, "_rouse", lambda _self, _run_ids: None)
+
+
+def a_passivated_run_has_two_objects(patch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for one makes one."""
+
+    def find(self: Dormitory, run_id: str, load: Callable[[], Incarnation | None]) -> Incarnation | None:
+        inc = self._table.get(run_id) or load()
+        if inc is not None and inc.stage is Stage.PASSIVATED:
+            inc.rouse = self.rouse
+        return inc
+
+    patch.setattr(Dormitory, "find", find)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     plant.__name__: plant
     for plant in (
@@ -259,5 +289,8 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         journals_taken_for_stored_before_the_commit,
         branches_of_journals_are_not_told_apart,
         chunks_of_old_bases_stay,
+        letters_are_looked_for_before_a_run_is_laid_down_and_not_after,
+        kin_that_is_passivated_is_not_roused,
+        a_passivated_run_has_two_objects,
     )
 }

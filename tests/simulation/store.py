@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from executus.stores import (
+    DueRun,
     EndedRun,
     LoadedSnapshot,
     MemoryStore,
@@ -14,6 +15,7 @@ from executus.stores import (
     ParentLink,
     RunClaim,
     RunStatus,
+    Settle,
     StoredMessage,
     StoredRun,
     StoreFull,
@@ -106,6 +108,9 @@ class FailingStore:
             raise StoreFull("simulated: the disk is full")
         if fault == "crash":
             raise RuntimeError("simulated: the store actor stumbles before a commit")
+        for op in operations:
+            if isinstance(op, Settle) and op.status is RunStatus.PASSIVATED:
+                self._process.tempt(op.token.run_id)  # type: ignore[attr-defined]
         verdicts = self._disk.commit(operations)
         go_on()
         self._ledger.committed(operations, verdicts)
@@ -153,6 +158,10 @@ class FailingStore:
     def ended(self, status: RunStatus, *, after: EndedRun | None = None, limit: int = 1000) -> list[EndedRun]:
         self._read()
         return self._disk.ended(status, after=after, limit=limit)
+
+    def due(self, *, by_wall: bool, after: DueRun | None = None, limit: int = 1000) -> list[DueRun]:
+        self._read()
+        return self._disk.due(by_wall=by_wall, after=after, limit=limit)
 
     def count_ended(self) -> dict[RunStatus, int]:
         self._read()

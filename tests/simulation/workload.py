@@ -11,7 +11,7 @@ import msgspec
 from executus.actors import Journal
 from executus.actors.definition import Registry
 from executus.actors.outcomes import Completed
-from executus.actors.policies import Policies
+from executus.actors.policies import Policies, SavePolicy
 from executus.actors.run import ChildEnded, Done, Reply, Run, Wait, WaitExpired
 
 if TYPE_CHECKING:
@@ -397,8 +397,10 @@ class Kinds:
     by_name: Final[dict[str, Any]] = {kind.__name__: kind for kind in (SyncRun, AsyncRun, MutableRun, MixedRun)}
 
 
-REGISTRY: Final = Registry(list(Kinds.by_name.values()), Policies())
-OLD_REGISTRY: Final = Registry([SyncRun, MutableRun], Policies())
+CHILDREN: Final = Policies(save=SavePolicy(passivate_after_s=0.2))
+"""Those started by the world get policies of their own."""
+REGISTRY: Final = Registry(list(Kinds.by_name.values()), CHILDREN)
+OLD_REGISTRY: Final = Registry([SyncRun, MutableRun], CHILDREN)
 """What a deploy of older code knows."""
 ERRORS: Final[tuple[type[BaseException], ...]] = (
     ValueError,

@@ -24,7 +24,7 @@ from executus.actors.outcomes import CancelRequested, Completed, KillRequested, 
 from executus.actors.policies import Backoff, Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.retention import FOREVER, Keep, RetentionPolicy
 from executus.actors.stored_runs import stored_outcome
-from executus.stores import ENDED, RESUMABLE, Base, ExecutusError, MemoryStore, RunStatus, codec
+from executus.stores import ENDED, RESUMABLE, TOLD_OF, Base, ExecutusError, MemoryStore, RunStatus, codec
 from executus.stores.journal_rows import bases_of
 from executus.stores.rows import SLOTS, Table, chunk_base, range_below, run_key, snapshot_key
 from tests.simulation.clock import SimClock, SimTimers
@@ -169,6 +169,7 @@ class Process:
     def boot(self) -> None:
         """Open the store and recover. On the clients' home."""
         self.world.ledger.note("process", f"boot {self.number}")
+        self.world.clock.opened_at_s = self.env.steady_at(0.0)
         self.core.boot(self.env).add_done_callback(self._booted)
 
     def _booted(self, ready: Promise[None]) -> None:
@@ -291,6 +292,12 @@ class Process:
                 f"a monitor of {cast('Incarnation', inc).run_id} was told {count} times",
             )
 
+    def tempt(self, run_id: str) -> None:
+        """A run is being laid down: now and then somebody wants something of it at this very moment."""
+        if run_id in self.handles and self.world.rng.random() < 0.3:
+            want = self.world.rng.choice((World._tell, World._ask, World._query, World._durable, World._kill))
+            self.clients.queue.append(lambda: want(self.world, run_id))
+
     # --- for the ledger -----------------------------------------------------------------------------------------------
 
     def may_be_unproven(self, inc: Incarnation) -> bool:
@@ -347,6 +354,8 @@ class World:
         self.process: Process | None = None
         self.processes = 0
         self.chaos = True
+        self.sleepy = rng.random() < 0.4
+        """Whether its runs wait much."""
         self._names = 0
         self._starts: dict[str, Callable[[World], None]] = {}
 
@@ -412,6 +421,16 @@ class World:
         if not self.scheduler.lag_p:
             healthy_since_s = self.weather.broken_at_s + 2.0 if self.weather.is_fair else self.scheduler.now_s
             self.ledger.before_time_passes(self.process, healthy_since_s)
+            self._check_wanted(healthy_since_s)
+
+    def _check_wanted(self, healthy_since_s: float) -> None:
+        """No time passes while somebody wants something of a run that rests."""
+        process = self.process
+        if process is None or process.dead or healthy_since_s >= self.scheduler.now_s:
+            return
+        for inc in process.core.dormitory.all():
+            wanted = inc.causes or inc.letters or inc.waiting_for_begin
+            self.ledger.check(not wanted, f"{inc.run_id} rests, and is wanted: {wanted}")
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -463,6 +482,8 @@ class World:
                 SavePolicy(durability="none") if not children else SavePolicy(),
             )
         )
+        if save.durability != "none":
+            save = msgspec.structs.replace(save, passivate_after_s=rng.choice((None, 0.02, 0.02, 0.1, 0.5)))
         self.policies[run_id] = policies = Policies(
             RestartPolicy(
                 kind=restart,
@@ -533,6 +554,8 @@ class World:
             kind = rng.choice(
                 ("raise", "raise", "sleep", "sleep", "hang", "work", "work", "wait", "until", "waitmsg", "blot")
             )
+            if self.sleepy and rng.random() < 0.5:
+                kind = rng.choice(("wait", "until", "waitmsg"))
             if kind in {"wait", "until", "waitmsg", "blot"}:
                 place = f"{'blot' if kind == 'blot' else 'wait'}{rng.randrange(goal)}"
             elif rng.random() < 0.03:
@@ -593,12 +616,12 @@ class World:
 
     # --- what clients do ----------------------------------------------------------------------------------------------
 
-    def _handle(self) -> RunHandle[Any] | None:
+    def _handle(self, run_id: str | None = None) -> RunHandle[Any] | None:
         process = self.process
         assert process is not None
         if not process.handles:
             return None
-        return self.rng.choice(process.handles[self.rng.choice(list(process.handles))])
+        return self.rng.choice(process.handles[run_id or self.rng.choice(list(process.handles))])
 
     def _name(self, run_id: str) -> str:
         self._names += 1
@@ -606,8 +629,8 @@ class World:
         self.told.setdefault(run_id, set()).add(name)
         return name
 
-    def _tell(self) -> None:
-        handle, process = self._handle(), self.process
+    def _tell(self, run_id: str | None = None) -> None:
+        handle, process = self._handle(run_id), self.process
         assert process is not None
         if handle is None:
             return
@@ -659,8 +682,8 @@ class World:
 
         process.order(f"send {handle.run_id} {name}{' quiet' if quiet else ''}", make)
 
-    def _ask(self) -> None:
-        handle, process = self._handle(), self.process
+    def _ask(self, run_id: str | None = None) -> None:
+        handle, process = self._handle(run_id), self.process
         assert process is not None
         if handle is None:
             return
@@ -674,8 +697,8 @@ class World:
 
         process.order(f"ask {handle.run_id} {name}", lambda: handle._ask(Add(name)), answered)
 
-    def _query(self) -> None:
-        handle, process = self._handle(), self.process
+    def _query(self, run_id: str | None = None) -> None:
+        handle, process = self._handle(run_id), self.process
         assert process is not None
         if handle is not None:
             question = self.rng.choice(("at", "at", "raise"))
@@ -685,8 +708,8 @@ class World:
                 lambda at: self.ledger.check(at >= 0, f"a query has changed the state of {handle.run_id}"),
             )
 
-    def _durable(self) -> None:
-        handle, process = self._handle(), self.process
+    def _durable(self, run_id: str | None = None) -> None:
+        handle, process = self._handle(run_id), self.process
         assert process is not None
         if handle is None:
             return
@@ -707,8 +730,8 @@ class World:
         if handle is not None:
             process.order(f"cancel {handle.run_id}", lambda: handle._end(CancelRequested("client", "because")))
 
-    def _kill(self) -> None:
-        handle, process = self._handle(), self.process
+    def _kill(self, run_id: str | None = None) -> None:
+        handle, process = self._handle(run_id), self.process
         assert process is not None
         if handle is not None:
             process.order(f"kill {handle.run_id}", lambda: handle._end(KillRequested("client", "because")))
@@ -735,6 +758,13 @@ class World:
         assert process is not None
         if handle is not None:
             process.monitor(handle)
+
+    def _glance(self) -> None:
+        """Look at a run and let go of it: of a passivated one nothing is left in memory."""
+        process = self.process
+        assert process is not None
+        with contextlib.suppress(ExecutusError):
+            process.core.find(self.rng.choice(list(self.jobs))).view()
 
     def _close(self) -> None:
         assert self.process is not None
@@ -764,7 +794,32 @@ class World:
         if process is None or process.dead:
             self._boot()
         elif process.open:
+            self._check_sleepers()
             process.clients.queue.append(self._finish_all)
+
+    def _check_sleepers(self) -> None:
+        """The weather has been fair for seconds: whose time has come, or who has news, rests no more."""
+        disk, now_s = self.disk, self.scheduler.now_s
+        for stored in disk.scan():
+            claim, record = stored.claim, stored.record
+            if claim.status is not RunStatus.PASSIVATED or record is None:
+                continue
+            loaded, messages = disk.load_snapshot(claim.run_id), disk.messages(claim.run_id)
+            consumed = 0 if loaded is None else loaded.snapshot.consumed
+            late = [due for due in claim.due_times if not due.by_wall and due.at_s < self.clock.opened_at_s + now_s - 3]
+            ends = [
+                child_id
+                for child_id, link in disk.children(claim.run_id)
+                if (link.incarnation, link.begun) == (claim.incarnation, claim.begun)
+                and (child := disk.load(child_id)) is not None
+                and child.claim.status in TOLD_OF
+            ]
+            parent = None if record.parent is None else disk.load(record.parent.run_id)
+            orphan = record.parent is not None and (
+                parent is None or parent.claim.incarnation != record.parent.incarnation or parent.claim.status in ENDED
+            )
+            news = [*late, *ends, *(message.number for message in messages if message.number > consumed)]
+            self.ledger.check(not (news or orphan), f"{claim.run_id} rests, and has news: {news}, {orphan=}")
 
     def _finish_all(self) -> None:
         process = self.process
@@ -772,7 +827,8 @@ class World:
         for run_id, row in list(self.ledger.rows.items()):
             if row.status in RESUMABLE and not self._spent(run_id, row.status):
                 self._resume_run(run_id)
-        for inc in list(process.core.table.values()):
+        passivated = [run_id for run_id, row in self.ledger.rows.items() if row.status is RunStatus.PASSIVATED]
+        for inc in dict.fromkeys([*process.core.table.values(), *map(process.core.find, passivated)]):
             handle = process.hold(inc)
             if inc.policies.restart.kind == "permanent":
                 process.order(f"cancel {inc.run_id}", lambda h=handle: h._end(CancelRequested("world", "the end")))  # type: ignore[misc]
@@ -914,6 +970,7 @@ ACTIONS: Final[tuple[Callable[[World], None], ...]] = (
     World._start_again,
     World._start_again,
     World._monitor,
+    World._glance,
     World._close,
     World._jump,
 )

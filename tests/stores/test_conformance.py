@@ -10,6 +10,7 @@ from executus.stores.testing import SUITE, Disk
 from executus.stores.testing import conformance as kit
 from executus.stores.testing import conformance_flights as flights
 from executus.stores.testing import conformance_journals as journals
+from executus.stores.testing import conformance_passivated as passivated
 from tests.stores.disks import LmdbDisk, MemoryDisk
 
 
@@ -57,12 +58,15 @@ class TestJournals(journals.Journals): ...
 class TestFlights(flights.Flights): ...
 
 
+class TestPassivating(passivated.Passivating): ...
+
+
 def test_every_class_of_the_suite_is_held_here() -> None:
     held = {base for name, kind in globals().items() if name.startswith("Test") for base in kind.__bases__}
     assert held == set(SUITE)
     defined = {
         kind
-        for module in (kit, journals, flights)
+        for module in (kit, journals, flights, passivated)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, kit.Conformance) and kind is not kit.Conformance
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -17,12 +19,15 @@ from executus.stores import (
     ENDED,
     ENDED_FOR_GOOD,
     LIVE,
+    ROUSED,
+    TOLD_OF,
     Append,
     Base,
     CheckpointStore,
     Chunk,
     Claim,
     Delete,
+    Due,
     MemoryStore,
     Operation,
     ParentLink,
@@ -43,6 +48,7 @@ from tests.stores.disks import Disk, LmdbDisk, MemoryDisk, damage, flip_last_bit
 from tests.stores.making import claim, record, snapshot, why
 
 IDS = ("a", "ab", "b")
+ROUSES = ((), (), ("a",), ("ab", "b"), ("nobody",))
 
 
 class Life:
@@ -67,6 +73,9 @@ class Life:
     def end(self, through: int = 0) -> None:
         self.consume(through, 0)
         self.gone = len(self.ids)
+
+    def pending(self) -> int:
+        return len(self.ids) - max(self.consumed, self.gone)
 
     def readable(self) -> list[Snapshot]:
         return [snapshot for snapshot, readable in self.generations if readable]
@@ -130,6 +139,7 @@ class Model:
                 self.gone.pop((op.record.parent.run_id, run_id), None)
         assert life is not None
         life.claim = op.claim
+        self.rouse((*op.rouses, *(child for parent, child in self.links if parent == run_id)), op.claim.status)
         if op.drop_snapshots:
             life.generations = []
         if op.outcome is not None:
@@ -148,13 +158,35 @@ class Model:
             return "fenced"
         known = life.ids.get(op.message_id)
         if known is not None and (known <= life.consumed or life.claim.status not in ENDED_FOR_GOOD):
+            self.rouse((op.run_id,) if life.pending() else ())
             return None
         if life.claim.status in ENDED:
             return "settled"
-        if len(life.ids) - max(life.consumed, life.gone) >= op.limit:
+        if life.pending() >= op.limit:
             return "full"
         life.ids[op.message_id] = len(life.ids) + 1
+        self.rouse((op.run_id,))
         return None
+
+    def rouse(self, run_ids: Iterable[str], ending: RunStatus = RunStatus.COMPLETED) -> None:
+        for run_id in run_ids:
+            life = self.lives.get(run_id)
+            if life is not None and life.claim.status is RunStatus.PASSIVATED and ending in TOLD_OF:
+                dues = (ROUSED, *(due for due in life.claim.due_times if due != ROUSED))
+                life.claim = replace(life.claim, dues=dues)
+
+    def has_news(self, run_id: str, life: Life) -> bool:
+        for (parent, child), link in self.links.items():
+            ours = parent == run_id and (link.incarnation, link.begun) == (life.claim.incarnation, life.claim.begun)
+            if ours and child in self.lives and self.lives[child].claim.status in TOLD_OF:
+                return True
+        if life.pending():
+            return True
+        link = life.record.parent if life.record else None
+        above = self.lives.get(link.run_id) if link else None
+        return link is not None and (
+            above is None or above.claim.incarnation != link.incarnation or above.claim.status in ENDED
+        )
 
     def writer(self, token: Token) -> str | None:
         life = self.lives.get(token.run_id)
@@ -198,10 +230,14 @@ class Model:
             life.outcome = op.outcome
         if op.flight is not None:
             life.flight = op.flight
-        life.claim = replace(life.claim, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
         if op.status in ENDED_FOR_GOOD:
             life.end(op.consumed_through)
         self.consume(op.token.run_id, op.consumed_children)
+        life.claim = replace(life.claim, status=op.status, reason=op.reason, ended_at_s=op.ended_at_s)
+        if op.status is RunStatus.PASSIVATED:
+            dues = (ROUSED, *op.dues) if self.has_news(op.token.run_id, life) else op.dues
+            life.claim = replace(life.claim, dues=dues or msgspec.UNSET)
+        self.rouse(op.rouses, op.status)
         return None
 
     def set_aside(self, op: SetAside) -> str | None:
@@ -216,7 +252,8 @@ class Model:
         # What is set aside in the same words already is left as it is.
         if op.flight is not None and (life.claim.status, life.claim.reason) != (op.status, op.reason):
             life.flight = op.flight
-        life.claim = replace(life.claim, status=op.status, reason=op.reason)
+        life.claim = replace(life.claim, status=op.status, reason=op.reason, dues=msgspec.UNSET)
+        self.rouse(op.rouses, op.status)
         return None
 
     def delete(self, op: Delete) -> str | None:
@@ -240,6 +277,7 @@ class Model:
         life = self.lives.pop(run_id, None)
         if life is None:
             return
+        self.rouse([child for parent, child in self.links if parent == run_id])
         own = (life.record.parent.run_id, run_id) if life.record and life.record.parent else None
         self.links = {pair: link for pair, link in self.links.items() if pair[0] != run_id and pair != own}
         self.gone = {pair: link for pair, link in self.gone.items() if pair[0] != run_id}
@@ -376,6 +414,12 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                     consumed_children=draw(st.sampled_from([(), ("a",)])),
                     consumed_through=draw(st.integers(0, 4)),
                     flight=self.draw_flight(draw),
+                    dues=draw(
+                        st.sampled_from(
+                            [(), (Due(5.0),), (Due(7.5, by_wall=True),), (Due(9.0), Due(2.0, by_wall=True))]
+                        )
+                    ),
+                    rouses=draw(st.sampled_from(ROUSES)),
                 )
             case "append":
                 self.sent += 1
@@ -389,7 +433,13 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                 )
             case "set aside":
                 status = draw(st.sampled_from([RunStatus.PARKED, RunStatus.QUARANTINED]))
-                return SetAside(expected=token, status=status, reason="x", flight=self.draw_flight(draw))
+                return SetAside(
+                    expected=token,
+                    status=status,
+                    reason="x",
+                    flight=self.draw_flight(draw),
+                    rouses=draw(st.sampled_from(ROUSES)),
+                )
             case _:
                 return Delete(token=token)
 
@@ -411,6 +461,7 @@ class StoresAgainstAModel(RuleBasedStateMachine):
             outcome=draw(st.sampled_from([None, b"1"])),
             flight=self.draw_flight(draw),
             drop_snapshots=draw(st.integers(0, 4)) == 0,
+            rouses=draw(st.sampled_from(ROUSES)),
         )
 
     def draw_flight(self, draw: Any) -> bytes | None:
@@ -464,6 +515,13 @@ class StoresAgainstAModel(RuleBasedStateMachine):
                 resting = [run_id for run_id, life in lives.items() if life.claim.status is status]
                 assert sorted(run.run_id for run in store.ended(status)) == sorted(resting)
                 assert store.count_ended()[status] == len(resting)
+            for by_wall in (False, True):
+                assert [(run.at_ms, run.run_id) for run in store.due(by_wall=by_wall)] == sorted(
+                    (int(due.at_s * 1000), run_id)
+                    for run_id, life in lives.items()
+                    for due in life.claim.due_times
+                    if due.by_wall is by_wall
+                )
             for run_id in IDS:
                 self.check_run(store, run_id, lives.get(run_id))
 
