@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from executus.stores import codec
+from executus.stores.due_rows import due_keys, run_key_of
 from executus.stores.errors import RecordCorrupt, RecordTooLarge, StoreTooNew
 from executus.stores.journal_rows import Scan, read_chunks
 from executus.stores.records import LIVE, RunClaim, Snapshot, StoredMessage
@@ -38,6 +39,10 @@ class DamageKind(enum.StrEnum):
     """It has ended, and nobody can read with what result."""
     INDEX = "index"
     """Claim and index of live runs disagree."""
+    DUE_MISSING = "due-missing"
+    """It is passivated and does not stand in the index of due runs with a time of its claim."""
+    DUE_STALE = "due-stale"
+    """A row of the index of due runs that is of no passivated run with such a time."""
     LINK = "link"
     """A child's link to its parent cannot be read."""
     MESSAGE = "message"
@@ -74,6 +79,8 @@ class RunRows(msgspec.Struct, frozen=True, kw_only=True):
     flight: bytes | None = None
     messages: tuple[StoredMessage, ...] = ()
     indexed: bool
+    dues: frozenset[bytes] = frozenset()
+    """Of the rows in the index of due runs that its claim asks for, those that are there."""
 
 
 def check_run(rows: RunRows) -> RunCheckup:
@@ -90,6 +97,10 @@ def check_run(rows: RunRows) -> RunCheckup:
         if rows.indexed != (claim.status in LIVE):
             stands = "stands" if rows.indexed else "does not stand"
             damages.append(Damage(DamageKind.INDEX, f"it is {claim.status} and {stands} in the index of live runs"))
+        missing = len(set(due_keys(claim)) - rows.dues)
+        if missing:
+            why = f"it is passivated, and {missing} of its due times are not in the index: they do not wake it"
+            damages.append(Damage(DamageKind.DUE_MISSING, why))
         unread = [stored.number for stored in rows.messages if stored.message is None]
         damages += [Damage(DamageKind.MESSAGE, f"its durable message {number} cannot be read") for number in unread]
     return RunCheckup(
@@ -106,6 +117,23 @@ def check_link(key: bytes, data: bytes) -> RunCheckup | None:
     _read(lambda data: codec.decode_link(data, key), data, DamageKind.LINK, damages)
     child = run_id_of(key.partition(SEPARATOR)[2])
     return RunCheckup(run_id=child, claim=None, run_type=None, damages=tuple(damages)) if damages else None
+
+
+def check_due(key: bytes, data: bytes | None) -> RunCheckup | None:
+    """A row of the index of due runs beside that run's claim; None where they agree, or the claim cannot be read."""
+    owner = run_key_of(key)
+    status = "not there"
+    if data is not None:
+        try:
+            claim = codec.decode_claim(data, owner)
+        except _UNREADABLE:
+            return None  # told of already
+        if key in due_keys(claim):
+            return None
+        status = claim.status.value
+    why = f"it is {status}, and a row of the index of due runs is of none of its due times"
+    damages = (Damage(DamageKind.DUE_STALE, why),)
+    return RunCheckup(run_id=owner.decode(errors="replace"), claim=None, run_type=None, damages=damages)
 
 
 def without_claim(key: bytes, table: str) -> RunCheckup:

@@ -24,6 +24,11 @@ def due_keys(claim: RunClaim) -> tuple[bytes, ...]:
     return tuple(_key(due.by_wall, due_at_ms(due), run_key(claim.run_id)) for due in claim.due_times)
 
 
+def run_key_of(key: bytes) -> bytes:
+    """The key of the run that a row is of."""
+    return key[_TIME_CHARS:]
+
+
 def due_at_ms(due: Due) -> int:
     """The time in whole milliseconds, rounded up; what is no number never comes."""
     at_ms = due.at_s * 1000
@@ -45,6 +50,6 @@ def _key(by_wall: bool, at_ms: int, key: bytes) -> bytes:  # noqa: FBT001 - part
 def _read(key: bytes) -> DueRun | None:
     """None for a key with a flipped bit in it."""
     try:
-        return DueRun(run_id_of(key[_TIME_CHARS:]), int(key[1:_TIME_CHARS], 16))
+        return DueRun(run_id_of(run_key_of(key)), int(key[1:_TIME_CHARS], 16))
     except ValueError:
         return None

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from executus.stores import codec, lmdb_env, lmdb_meta, store_files
-from executus.stores.checkup import RunCheckup, RunRows, check_link, check_run, without_claim
-from executus.stores.errors import StoreClosed, StoreCorrupt, StoreUnavailable
+from executus.stores.checkup import RunCheckup, RunRows, check_due, check_link, check_run, without_claim
+from executus.stores.due_rows import due_keys, run_key_of
+from executus.stores.errors import (
+    RecordCorrupt,
+    RecordTooLarge,
+    StoreClosed,
+    StoreCorrupt,
+    StoreTooNew,
+    StoreUnavailable,
+)
 from executus.stores.owner_lock import boot_id, holder_of_lock, is_running, read_owner, refuse_in_owner
 from executus.stores.records import StoreInfo
 from executus.stores.row_reader import RowReader, stored_messages
@@ -121,6 +129,7 @@ class LmdbReader(RowReader):
             limit = max(1, min(_PAGE, _PAGE_BYTES * len(page) // sum(map(_size, page))))
         yield from self._without_claim()
         yield from self._damaged_links()
+        yield from self._stale_dues()
 
     def damaged_numbers(self) -> list[str]:
         """Which copies of the store's own numbers cannot be read. There are two of each, and one is enough."""
@@ -138,6 +147,7 @@ class LmdbReader(RowReader):
             snapshots = rows.get_many(Table.SNAPSHOTS, sorted(itertools.chain.from_iterable(slots.values())))
             chunks = {key: tuple(rows.page(Table.JOURNALS, *range_below(key), 1 << 62)) for key in keys}
             messages = {key: tuple(stored_messages(rows, key)) for key in keys}
+            dues = {key: frozenset(rows.get_many(Table.DUE, sorted(_asked_dues(key, claim)))) for key, claim in claims}
         return [
             RunRows(
                 key=key,
@@ -149,6 +159,7 @@ class LmdbReader(RowReader):
                 outcome=outcomes.get(key),
                 flight=flights.get(key),
                 indexed=key in live,
+                dues=dues[key],
             )
             for key, claim in claims
         ]
@@ -179,6 +190,17 @@ class LmdbReader(RowReader):
                 return
             yield from (found for key, data in links if (found := check_link(key, data)) is not None)
             first = links[-1][0] + SEPARATOR
+
+    def _stale_dues(self) -> Generator[RunCheckup, None, None]:
+        first = b""
+        while True:
+            with self._view() as rows:
+                dues = [key for key, _ in rows.page(Table.DUE, first, None, _PAGE)]
+                claims = rows.get_many(Table.CLAIMS, sorted({run_key_of(key) for key in dues} - {b""}))
+            if not dues:
+                return
+            yield from (found for key in dues if (found := check_due(key, claims.get(run_key_of(key)))) is not None)
+            first = dues[-1] + SEPARATOR
 
     @contextmanager
     def _view(self) -> Generator[Rows, None, None]:
@@ -249,3 +271,11 @@ class LmdbReader(RowReader):
 def _size(rows: RunRows) -> int:
     values = [rows.claim, rows.record, rows.outcome, *rows.generations.values(), *(data for _, data in rows.chunks)]
     return sum(len(value) for value in values if value is not None)
+
+
+def _asked_dues(key: bytes, claim: bytes) -> tuple[bytes, ...]:
+    """Which rows of the index of due runs a claim asks for; none where it cannot be read."""
+    try:
+        return due_keys(codec.decode_claim(claim, key))
+    except (RecordCorrupt, RecordTooLarge, StoreTooNew):
+        return ()

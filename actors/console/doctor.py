@@ -55,6 +55,8 @@ _DAMAGES: Final = {
     DamageKind.SNAPSHOT_OLDER: Kind.SNAPSHOT_OLDER,
     DamageKind.OUTCOME: Kind.OUTCOME_UNREADABLE,
     DamageKind.INDEX: Kind.INDEX_WRONG,
+    DamageKind.DUE_MISSING: Kind.DUE_MISSING,
+    DamageKind.DUE_STALE: Kind.DUE_STALE,
     DamageKind.LINK: Kind.LINK_UNREADABLE,
     DamageKind.MESSAGE: Kind.MESSAGE_UNREADABLE,
     DamageKind.FLIGHT: Kind.FLIGHT_UNREADABLE,

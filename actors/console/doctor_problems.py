@@ -32,6 +32,8 @@ class Kind(enum.StrEnum):
     SNAPSHOT_OLDER = "snapshot-older-unreadable"
     OUTCOME_UNREADABLE = "outcome-unreadable"
     INDEX_WRONG = "index-wrong"
+    DUE_MISSING = "due-missing"
+    DUE_STALE = "due-stale"
     LINK_UNREADABLE = "link-unreadable"
     MESSAGE_UNREADABLE = "message-unreadable"
     FLIGHT_UNREADABLE = "flight-unreadable"
@@ -113,6 +115,16 @@ MEANINGS: Final = {
         _E,
         "runs on which their claims and the index of live runs disagree: a boot may pass over them",
         "Restore the folder from a backup, or start them anew with if_exists='replace'.",
+    ),
+    Kind.DUE_MISSING: Meaning(
+        _W,
+        "passivated runs that are not in the index of due runs: their time does not wake them",
+        "Wake each once, with a query or any message: it is laid down again with its due times.",
+    ),
+    Kind.DUE_STALE: Meaning(
+        _N,
+        "rows in the index of due runs that are of no passivated run's due time",
+        "Nothing; a daemon goes by the claim, and passes over them.",
     ),
     Kind.LINK_UNREADABLE: Meaning(
         _W,

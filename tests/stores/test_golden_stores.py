@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def test_there_is_one_of_every_layout() -> None:
-    assert {"first", "messages-journals", "ended-index"} <= set(NAMES)
+    assert {"first", "messages-journals", "ended-index", "passivated"} <= set(NAMES)
 
 
 def test_every_frame_can_be_read_and_says_what_it_said(golden: Path, expected: dict[str, Any]) -> None:
@@ -86,6 +87,15 @@ def test_a_runtime_of_today_resumes_it_and_its_runs_finish(golden: Path, expecte
             chat.tell("four")
             chat.tell("end")
             assert chat.result(10) == 5
+        if "rests" in expected:
+            assert runtime.get("due").result(10) == -1
+            resting = runtime.runs(status="passivated")
+            assert [view.run_id for view in resting] == ["rests", "rests long", "rests until"]
+            for view in resting:
+                rests: Any = runtime.get(view.run_id)
+                assert rests.query("n", 10) == 0
+                rests.tell(7)
+                assert rests.result(10) == 7
     with Runtime(LmdbStore(golden, profile="process"), runs=RUNS, logger=False) as runtime:  # and once more
         assert runtime.get("waits").result(10) == 15
         assert runtime.get("parent").query("n") == 101
@@ -116,6 +126,20 @@ def test_what_rests_in_it_stands_in_the_index_of_ended_runs_once_it_is_opened(
         ended = sorted(run.run_id for run in store.ended(status))
         assert ended == sorted(run_id for run_id, facts in expected.items() if facts["status"] == status)
     store.close()
+
+
+def test_who_is_due_in_it_stands_in_the_index_of_due_runs(golden: Path, expected: dict[str, Any]) -> None:
+    reader = LmdbReader(golden)
+    reader.open()
+    for by_wall in (False, True):
+        due = {run.run_id: run.at_ms for run in reader.due(by_wall=by_wall)}
+        assert due == {
+            run_id: math.ceil(at_s * 1000)
+            for run_id, facts in expected.items()
+            for at_s, is_by_wall in facts.get("dues", [])
+            if is_by_wall is by_wall
+        }
+    reader.close()
 
 
 def test_opening_it_to_write_is_all_or_nothing(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,22 @@ def fill(path: str) -> None:
         if hasattr(stopped, "send"):
             stopped.send(20, message_id="m1")
             stopped.send(300, message_id="m2")
+        if "Sleeper" in by_name:
+            until(lambda: not sleeping(runtime, by_name["Sleeper"]))
         os._exit(0)
+
+
+def sleeping(runtime: Runtime, sleeper: Any) -> set[str]:
+    """Start those that rest, the one that is due soonest last; return who does not yet."""
+    waits = {
+        "rests": {},
+        "rests long": {"timeout_s": 3.2e9},
+        "rests until": {"until_s": 4.1e9},
+        "due": {"timeout_s": 5.0},
+    }
+    for run_id, patience in waits.items():
+        runtime.start(sleeper, patience, run_id=run_id, if_exists="return")
+    return waits.keys() - {view.run_id for view in runtime.runs(status="passivated")}
 
 
 def until(holds: Any) -> None:
@@ -89,6 +104,8 @@ def contents(path: Path) -> dict[str, Any]:
                 if hasattr(reader, "messages")
                 else [],
             }
+            if dues := getattr(claim, "due_times", ()):
+                found[claim.run_id]["dues"] = [[due.at_s, due.by_wall] for due in dues]
         return found
     finally:
         reader.close()

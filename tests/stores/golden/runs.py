@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from executus.actors import ChildEnded, Done, RestartPolicy, Run, SavePolicy, Wait
+from executus.actors import ChildEnded, Done, RestartPolicy, Run, SavePolicy, Wait, WaitExpired
 
 try:
     from executus.actors import Journal
@@ -141,3 +141,30 @@ if Journal is not None:
             return list(state.lines)
 
     RUNS.append(Chat)
+
+
+if "passivate_after_s" in SavePolicy.__struct_fields__:
+
+    class Patience(msgspec.Struct, frozen=True):
+        timeout_s: float | None = None
+        until_s: float | None = None
+
+    class Sleeper(Run[Patience, int, int]):
+        """Rests in the store, until it is told a number or its time has come."""
+
+        run_type = "golden.Sleeper"
+        save_policy = SavePolicy(passivate_after_s=0.01)
+
+        def begin(self, patience: Patience) -> Wait[int]:
+            return Wait(0, timeout_s=patience.timeout_s, until=patience.until_s)
+
+        def step(self, state: int) -> Done[int]:
+            return Done(state)
+
+        def receive(self, state: int, message: int | WaitExpired) -> Done[int]:
+            return Done(-1 if isinstance(message, WaitExpired) else message)
+
+        def query(self, state: int, question: str) -> int:
+            return state
+
+    RUNS.append(Sleeper)
