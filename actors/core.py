@@ -249,7 +249,7 @@ class Core:
 
     def _interrupt_all(self, reason: str) -> None:
         """Nobody will end these any more: their waiters get RunInterrupted, never a hang."""
-        for inc in (*self.table.values(), *self.dormitory.all()):
+        for inc in (*self.table.values(), *self.dormitory.close()):
             status = RunStatus.PASSIVATED if inc.stage is Stage.PASSIVATED else RunStatus.SUSPENDED
             ending = Ending(status, None, reason)
             if inc.slot is not None:
@@ -410,7 +410,8 @@ class Core:
             stored = self.store.load(run_id)
             if stored is None:
                 raise RunNotFound(run_id)
-            if stored.claim.status is not RunStatus.PASSIVATED:  # else it was laid down between the two looks
+            # Else it was laid down between the two looks. A runtime that shuts down wakes nobody.
+            if stored.claim.status is not RunStatus.PASSIVATED or self.dormitory.closed:
                 return resting_incarnation(self.env, stored)
 
     def present(self, inc: Incarnation) -> Incarnation:

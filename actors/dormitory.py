@@ -27,6 +27,7 @@ class Dormitory:
         self._kept: set[Incarnation] = set()
         """Those that somebody waits for who holds no handle: a monitor, a task that only the promise knows."""
         self._looking: dict[str, object] = {}
+        self._closed = False
         self._lock = threading.Lock()
         self.rouse: Callable[[Incarnation], None] = _nobody
         """Has the supervisor take it up. On any thread."""
@@ -67,6 +68,17 @@ class Dormitory:
         """The passivated run of this id, if somebody holds it."""
         return self._sleepers.get(run_id)
 
+    def close(self) -> list[Incarnation]:
+        """The runtime shuts down: nobody is found here any more. Returns those that are here, for their waiters."""
+        with self._lock:
+            self._closed = True
+            return list(self._sleepers.values())
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is found here any more."""
+        return self._closed
+
     def all(self) -> list[Incarnation]:
         """All of them."""
         with self._lock:
@@ -75,7 +87,8 @@ class Dormitory:
     def find(self, run_id: str, load: Callable[[], Incarnation | None]) -> Incarnation | None:
         """The object of a run that is live or passivated.
 
-        `load` makes it from the store if the run is passivated there, else returns None. Raises what it raises.
+        `load` makes it from the store if the run is passivated there, else returns None. Raises what it raises. Once
+        this is closed a passivated run is not found: nobody would wake it.
         """
         note = object()
         while True:
@@ -91,6 +104,7 @@ class Dormitory:
                     unchanged = self._looking.get(run_id) is note
                     if unchanged:
                         del self._looking[run_id]
+                        inc = None if self._closed else inc
                         if inc is not None:
                             self._add(inc)
             if unchanged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from executus.actors.desk import Desk
 from executus.actors.future import Promise
@@ -11,7 +12,9 @@ from executus.actors.messages import EndRun
 from executus.actors.outcomes import CancelRequested, KillRequested, Outcome
 from executus.actors.run import ChildEnded
 from executus.actors.stored_runs import resting_incarnation
-from executus.stores import LIVE, ExecutusError, ParentLink
+from executus.stores import LIVE, ExecutusError, ParentLink, RunStatus
+
+TO_END: Final = LIVE | {RunStatus.PASSIVATED}
 
 
 class Family:
@@ -77,7 +80,7 @@ class Family:
             if link.begun != inc.claim.begun:
                 continue
             stored = store.load(child_run_id)
-            if stored is None or child_run_id in self._desk.table or stored.claim.status in LIVE:
+            if stored is None or child_run_id in self._desk.table or stored.claim.status in TO_END:
                 continue  # what is live goes on or is parked: its end is still to come
             ended = resting_incarnation(self._desk.env, stored).ending.result(0)
             if ended.outcome is not None:

@@ -25,17 +25,21 @@ from executus.stores import (
     Claim,
     Due,
     DueRun,
+    EndedRun,
     ExecutusError,
     InvalidRunId,
-    Operation,
+    ParentLink,
     RecordCorrupt,
     RecordTooLarge,
     Refused,
+    RunClaim,
     RunStatus,
     SetAside,
     Settle,
     StoreError,
     StoreTooNew,
+    due_at_ms,
+    ended_at_ms,
 )
 
 BATCH: Final = 256
@@ -62,8 +66,10 @@ class Passivation:
         self._dormitory: Dormitory = desk.dormitory
         self._dormitory.rouse = lambda inc: desk.tell_self(ActivateRun(inc))
         self._timers: dict[bool, tuple[int, Any]] = {}
-        self._strays: set[DueRun] = set()
-        """Rows of the index that say nothing: damaged, or of runs that are being set aside."""
+        self._aside: set[str] = set()
+        """Runs that are being set aside, and stand in the index until that is committed."""
+        self._ahead = True
+        """Whether the store may have runs that were laid down later than now: see `_collect_ahead`."""
 
     def receive(self, message: ActivateRun | LookAtDue) -> None:
         """What the supervisor is told of passivated runs."""
@@ -91,7 +97,7 @@ class Passivation:
         operation = Settle(
             token=inc.claim.token,
             status=RunStatus.PASSIVATED,
-            ended_at_s=self._env.clock.wall_s(),
+            ended_at_s=self._env.steady_s(),
             dues=self._dues(inc),
         )
 
@@ -132,7 +138,7 @@ class Passivation:
 
     def _go_on(self, inc: Incarnation) -> None:
         if inc.killed_by is not None:
-            inc.stage = Stage.CLAIMING  # its tombstone is under way, and nothing of it runs
+            inc.stage = Stage.SETTLING  # its tombstone is under way, and nothing of it runs
         else:
             self._life.restart(inc)
 
@@ -164,10 +170,14 @@ class Passivation:
 
     def activate(self, inc: Incarnation) -> None:
         """Claim it and load it. One that was roused twice is activated once."""
-        if inc.stage is Stage.PASSIVATED and inc.run_id not in self._desk.table:
-            claim = self._risen(inc)
-            if claim is not None:
-                self._claim([(inc, claim)])
+        if inc.stage is not Stage.PASSIVATED:
+            return
+        if inc.run_id in self._desk.table:  # a start holds the id until the store has told it that the run is there
+            self._desk.tell_later(RETRY_S, ActivateRun(inc))
+            return
+        claim = self._risen(inc)
+        if claim is not None:
+            self._claim([(inc, claim)])
 
     def end(self, order: EndRun) -> bool:
         """Somebody wants a passivated run to end. False, and nothing is done, for a run that is none.
@@ -175,7 +185,11 @@ class Passivation:
         A kill is a matter of the store alone; for everything else it is taken up, so that `stopping` is called.
         """
         if order.run_id in self._desk.table:
-            return False
+            asleep = self._dormitory.asleep(order.run_id)
+            if asleep is None or asleep.incarnation != order.incarnation:
+                return False
+            self._desk.tell_later(RETRY_S, order)  # a start holds the id, as in `activate`
+            return True
         try:
             inc = self.find(order.run_id)
         except StoreError as error:
@@ -196,7 +210,7 @@ class Passivation:
 
     def suspend(self) -> None:
         """The runtime shuts down: who waits for one of them is told; in the store they rest as before."""
-        for inc in self._dormitory.all():
+        for inc in self._dormitory.close():
             self._suspend(inc)
 
     def _suspend(self, inc: Incarnation) -> None:
@@ -208,13 +222,13 @@ class Passivation:
             self._suspend(inc)
             return None
         link = inc.parent
-        if link is not None and link.run_id not in self._desk.table and not inc.causes:
+        if link is not None and not inc.causes:
             try:
-                parent = self._env.store.load(link.run_id)
+                is_orphan = self._is_orphan(link)
             except StoreError:
                 self._desk.tell_later(RETRY_S, ActivateRun(inc))
                 return None
-            if orphaned(link, None if parent is None else parent.claim):
+            if is_orphan:
                 cause = parent_ended(link)
                 if isinstance(cause, KillRequested):
                     self._kill(inc, cause)
@@ -225,9 +239,21 @@ class Passivation:
         expected, inc.claim, inc.origin = inc.claim.token, claim, Source.STORE
         return Claim(claim=claim, expected=expected)
 
+    def _is_orphan(self, link: ParentLink) -> bool:
+        """Whether its parent has ended for good. Raises StoreError."""
+        live = self._desk.table.get(link.run_id)
+        if live is not None and live.incarnation == link.incarnation:
+            return False  # if it is about to end, it looks for its children then
+        try:
+            parent = self._env.store.load(link.run_id)
+        except (RecordCorrupt, StoreTooNew):
+            return False  # as at a boot: then nobody knows that it has ended
+        return orphaned(link, None if parent is None else parent.claim)
+
     def _kill(self, inc: Incarnation, cause: KillRequested) -> None:
+        """A store that fails keeps it waiting: told that it is dead, nobody may find it passivated."""
         self._dormitory.take_up(inc)
-        inc.killed_by = cause
+        inc.stage, inc.killed_by = Stage.SETTLING, cause
         inc.ending.add_done_callback(lambda _: self._desk.look_soon())  # it is due no more
         with suppress(ExecutusError):  # whom it does not find now is found orphaned when it wakes
             self._family.find(inc)
@@ -258,8 +284,10 @@ class Passivation:
         if self._desk.drain is not None:
             return
         risen: list[tuple[Incarnation, Claim]] = []
-        aside: list[Operation] = []
+        aside: list[SetAside] = []
         try:
+            if self._ahead:
+                self._collect_ahead(risen, aside)
             for by_wall in (False, True):
                 self._arm(self._collect(risen, aside, by_wall=by_wall), by_wall=by_wall)
         except StoreError:
@@ -267,9 +295,10 @@ class Passivation:
         if risen:
             self._claim(risen)
         if aside:
-            self._desk.commit(aside, lambda _verdicts: None)
+            run_ids = {operation.expected.run_id for operation in aside}
+            self._desk.commit(aside, lambda _verdicts: self._aside.difference_update(run_ids))
 
-    def _collect(self, risen: list[tuple[Incarnation, Claim]], aside: list[Operation], *, by_wall: bool) -> int | None:
+    def _collect(self, risen: list[tuple[Incarnation, Claim]], aside: list[SetAside], *, by_wall: bool) -> int | None:
         """Take up whose time has come by one clock. Returns the time of the next one. Raises StoreError."""
         now_s = self._env.clock.wall_s() if by_wall else self._env.steady_s()
         after: DueRun | None = None
@@ -279,28 +308,52 @@ class Passivation:
                     return run.at_ms
                 if len(risen) >= BATCH:
                     return None  # the commit of these is followed by another look
-                if run.run_id not in self._desk.table and run not in self._strays:
-                    self._rise(run, risen, aside)
+                self._rise(run, risen, aside, by_wall=by_wall)
             after = page[-1]
         return None
 
-    def _rise(self, run: DueRun, risen: list[tuple[Incarnation, Claim]], aside: list[Operation]) -> None:
+    def _collect_ahead(self, risen: list[tuple[Incarnation, Claim]], aside: list[SetAside]) -> None:
+        """Take up those that were laid down later than it is now: the wall clock was set back since, before this boot.
+
+        Loaded, they wait for what they had left and no longer. Raises StoreError.
+        """
+        after = EndedRun("r", RunStatus.PASSIVATED, int(self._env.steady_s() * 1000) + 1)  # whatever id
+        while page := self._env.store.ended(RunStatus.PASSIVATED, after=after, limit=BATCH):
+            for run in page:
+                if len(risen) >= BATCH:
+                    return  # the commit of these is followed by another look
+                self._rise(run, risen, aside)
+            after = page[-1]
+        self._ahead = False
+
+    def _rise(
+        self,
+        run: DueRun | EndedRun,
+        risen: list[tuple[Incarnation, Claim]],
+        aside: list[SetAside],
+        *,
+        by_wall: bool = False,
+    ) -> None:
+        """Take up a run that the index names, if its claim says so, too. Raises StoreError."""
+        run_id = run.run_id
+        if run_id in self._desk.table or run_id in self._aside:
+            return
         try:
-            inc = self.find(run.run_id)
+            stored = self._env.store.load(run_id)
+        except _DAMAGED:
+            return  # executus doctor names it
+        if stored is None or not _stands(run, stored.claim, by_wall=by_wall):
+            return
+        try:
+            inc = self.find(run_id)
         except (NotRegistered, OptionsUnreadable) as error:
-            self._strays.add(run)
-            stored = self._env.store.load(run.run_id)
-            if stored is not None:
-                aside.append(SetAside(expected=stored.claim.token, status=RunStatus.PARKED, reason=str(error)))
+            self._aside.add(run_id)
+            aside.append(SetAside(expected=stored.claim.token, status=RunStatus.PARKED, reason=str(error)))
             return
-        except _DAMAGED:  # executus doctor names it
-            self._strays.add(run)
+        except _DAMAGED:
             return
-        if inc is None:
-            self._strays.add(run)
-            return
-        claim = self._risen(inc)
-        if claim is not None:
+        claim = None if inc is None else self._risen(inc)
+        if inc is not None and claim is not None:
             risen.append((inc, claim))
 
     def _arm(self, at_ms: int | None, *, by_wall: bool) -> None:
@@ -319,3 +372,12 @@ class Passivation:
 
         timers = self._env.timers
         return timers.call_at_wall(at_s, elapsed) if by_wall else timers.call_at(self._env.now_at(at_s), elapsed)
+
+
+def _stands(run: DueRun | EndedRun, claim: RunClaim, *, by_wall: bool) -> bool:
+    """Whether the claim says of this run what the row of an index does."""
+    if claim.status is not RunStatus.PASSIVATED:
+        return False
+    if isinstance(run, EndedRun):
+        return ended_at_ms(claim) == run.ended_at_ms
+    return any(due.by_wall is by_wall and due_at_ms(due) == run.at_ms for due in claim.due_times)

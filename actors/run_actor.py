@@ -647,7 +647,7 @@ class RunActor(Actor):
                 raise SaveRejected(msg)
         self.wait_number += 1
         if self.next is not STEPPING:
-            self.wait_due_s = self._due_s(self.next) if self.source is Source.STORE else published.due_s
+            self.wait_due_s = published.due_s
             self._arm()
         self.env.emit(RunRestored, self.inc, resumed_from_seq=self.seq, fell_back=fell_back)
 
@@ -676,6 +676,7 @@ class RunActor(Actor):
             kept,
             encoded,
             STEPPING if following == STEPPING else following,
+            due_s=None if following == STEPPING else self._due_s(following),
             journals=journals,
             consumed_through=snapshot.consumed,
         )

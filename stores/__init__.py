@@ -6,6 +6,7 @@ if __name__ != "executus.stores":
 
 from executus.stores.backups import CopyReport, backup, compact, restore
 from executus.stores.checkup import Damage, DamageKind, RunCheckup
+from executus.stores.due_rows import due_at_ms
 from executus.stores.ended_rows import ended_at_ms
 from executus.stores.errors import (
     ExecutusError,
@@ -139,6 +140,7 @@ __all__ = [
     "backup",
     "check_run_id",
     "compact",
+    "due_at_ms",
     "ended_at_ms",
     "restore",
 ]

@@ -143,7 +143,7 @@ def _collect(
     now_s = time.time()
     by_status: dict[RunStatus, list[_Candidate]] = {}
     for stored in _all(store):
-        if stored.claim.status not in LIVE:
+        if stored.claim.status not in LIVE | {RunStatus.PASSIVATED}:
             by_status.setdefault(stored.claim.status, []).append(_candidate(stored))
     counts = {status: len(by_status[status]) for status in RunStatus if status in by_status}
     runs: list[Doomed] = []

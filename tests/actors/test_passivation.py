@@ -525,3 +525,13 @@ def test_a_passivated_run_is_shown_as_one(store_path: Path) -> None:
     reader.close()
     assert stored is not None
     assert stored.claim.status is RunStatus.PASSIVATED
+
+
+@pytest.mark.parametrize("verb", ["query", "durable"])
+def test_a_run_that_was_loaded_and_laid_down_again_still_has_its_deadline(verb: str) -> None:
+    with opened() as runtime:
+        handle = runtime.start(Adder, Sum(1, timeout_s=2.0), run_id="r")
+        asleep(runtime, "r")
+        assert (handle.query("", 10) if verb == "query" else handle.durable(10)) == 1
+        asleep(runtime, "r")
+        assert handle.result(10) == -1

@@ -17,6 +17,7 @@ from executus.actors.interruption import Interruption
 from executus.actors.journal_keeper import JournalKeeper
 from executus.actors.outcomes import KillRequested
 from executus.actors.passivation import Passivation
+from executus.actors.run_actor import RunActor
 from executus.actors.runtime_tree import RuntimeTree
 from executus.actors.save_slot import SaveSlot
 from executus.actors.store_actor import StoreActor
@@ -266,6 +267,17 @@ def a_passivated_run_has_two_objects(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dormitory, "find", find)
 
 
+def who_was_loaded_forgets_its_deadline(patch: pytest.MonkeyPatch) -> None:
+    """The deadline of a stored Wait is not kept with the state that is loaded."""
+    original = RunActor._load
+
+    def load(self: Any) -> Any:
+        published, fell_back = original(self)
+        return None if published is None else msgspec.structs.replace(published, due_s=None), fell_back
+
+    patch.setattr(RunActor, "_load", load)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     plant.__name__: plant
     for plant in (
@@ -292,5 +304,6 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         letters_are_looked_for_before_a_run_is_laid_down_and_not_after,
         kin_that_is_passivated_is_not_roused,
         a_passivated_run_has_two_objects,
+        who_was_loaded_forgets_its_deadline,
     )
 }

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from executus.actors.definition import decode_next
+from executus.actors.run import Waiting
 from executus.stores import (
+    Accepted,
     DueRun,
     EndedRun,
     LoadedSnapshot,
@@ -114,6 +117,9 @@ class FailingStore:
         verdicts = self._disk.commit(operations)
         go_on()
         self._ledger.committed(operations, verdicts)
+        for op, verdict in zip(operations, verdicts, strict=True):
+            if isinstance(op, Settle) and op.status is RunStatus.PASSIVATED and isinstance(verdict, Accepted):
+                self._check_dues(op)
         if death == "after":
             self._die("after a commit")
         if fault == "unknown":
@@ -122,6 +128,15 @@ class FailingStore:
             raise RuntimeError("simulated: the store actor stumbles after a commit")
         self._scheduler.switch_point()
         return verdicts
+
+    def _check_dues(self, op: Settle) -> None:
+        """Who rests is due when what it waits for is over, by the state that is stored, and no later."""
+        loaded = self._disk.load_snapshot(op.token.run_id)
+        following = None if loaded is None else decode_next(loaded.snapshot.next)
+        if isinstance(following, Waiting) and following.deadline_at_s is not None:
+            by_wall, at_s = following.moment_s is not None, following.deadline_at_s
+            in_time = any(due.by_wall is by_wall and due.at_s <= at_s + 0.001 for due in op.dues)
+            self._ledger.check(in_time, f"{op.token.run_id} rests until {op.dues}, and waits until {at_s}, {by_wall=}")
 
     def load(self, run_id: str) -> StoredRun | None:
         self._read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import traceback
 from collections.abc import Callable
@@ -364,6 +365,8 @@ class World:
     def run(self) -> None:
         """Play it. Raises Violation with the seed and its log."""
         Theatre.world = self
+        collects = gc.isenabled()
+        gc.disable()  # what a weak reference still holds must not depend on what else this process does
         try:
             with mock.patch.object(journal_keeper, "GATHER_ROWS", 3):  # few saves, and some gather
                 self._play()
@@ -378,6 +381,8 @@ class World:
                 self.process.die("the end")
                 with contextlib.suppress(Exception):
                     self.scheduler.run(self.scheduler.now_s)
+            if collects:
+                gc.enable()
         if self.ledger.violations:
             raise Violation(self.report())
 
