@@ -104,7 +104,8 @@ class SetAside(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Park or quarantine a run that cannot be read: record and snapshots keep their bytes.
 
     Only claim row and indexes change. `expected` and `flight` as in Claim; the epoch stays. `at_s` (wall) is when a
-    quarantined run came to rest. `rouses` as in Settle. Refused FENCED, MISSING, or SETTLED where it has ended for good.
+    quarantined run came to rest. `rouses` as in Settle. Refused FENCED, MISSING, or SETTLED where it has ended for
+    good.
     """
 
     expected: Token
