@@ -191,7 +191,7 @@ def _leaves(error: Exception) -> Iterator[Exception]:
     while waiting:
         one = waiting.pop()
         if isinstance(one, ExceptionGroup):
-            waiting.extend(reversed(cast("tuple[Any, ...]", one.exceptions)))
+            waiting.extend(reversed(cast("ExceptionGroup[Exception]", one).exceptions))
         elif one is not error:
             yield one
 

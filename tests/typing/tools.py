@@ -48,4 +48,4 @@ def wrong() -> None:
 plain: Tool = Tool.of(send, effect="idempotent")
 assert_type(plain, Tool)
 assert_type(plain.bind('{"to": "a"}'), dict[str, Any])
-assert_type(Toolbox([grep, look, plain, send])["grep"], Tool)
+assert_type(Toolbox([grep, look, plain, called])["grep"], Tool)
