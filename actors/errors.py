@@ -236,14 +236,13 @@ class InboxFull(ExecutusError):
 
 
 class NotDurable(ExecutusError, TypeError):
-    """A durable message for a run of durability "none": nothing of it is stored. `tell` it instead."""
+    """Something durable is wanted of a run of durability "none", of which nothing is stored."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(
+        self, run_id: str, so: str = "so that no message to it can be durable. It was not sent; tell it."
+    ) -> None:
         self.run_id = run_id
-        super().__init__(
-            f"run {run_id!r} has durability 'none': nothing of it is ever stored, so that no message to it can be "
-            "durable. It was not sent; tell it."
-        )
+        super().__init__(f"run {run_id!r} has durability 'none': nothing of it is ever stored, {so}")
 
 
 class SendFailed(ExecutusError):
@@ -287,6 +286,21 @@ class WrongReturn(ExecutusError, TypeError):
 
 class SaveRejected(ExecutusError):
     """A state that cannot be stored. The last good snapshot stands; the run goes on."""
+
+
+class SaveGivenUp(ExecutusError):
+    """`context.durable()` of a run that is asked to end while the store fails: its state is not durable yet.
+
+    It is saved with the ending if the store is back by then. Return from the callback.
+    """
+
+    def __init__(self, run_id: str, seq: int, trouble: str) -> None:
+        self.run_id = run_id
+        self.seq = seq
+        super().__init__(
+            f"run {run_id!r} is asked to end, and its state of seq {seq} is not in the store, which fails: {trouble}. "
+            "It is saved with the ending if the store is back by then. Return from the callback."
+        )
 
 
 class CallbackHung(ExecutusError):

@@ -15,6 +15,7 @@ from executus.actors.errors import (
     RunCancelled,
     RunEnded,
     RunFailed,
+    RunFenced,
     RunInterrupted,
     RunKilled,
     RunQuarantined,
@@ -372,10 +373,12 @@ class Incarnation:
         return self._sleeper
 
     def record(self, cause: Cause) -> None:
-        """Record why the run is to end, and wake it if it sleeps. On the supervisor's thread."""
+        """Record why the run is to end, and wake it if it sleeps or waits for a save. On the supervisor's thread."""
         self.causes.append(cause)
         if self._sleeper is not None:
             self._sleeper.try_set(None)
+        if self.slot is not None:
+            self.slot.stir()
 
     @property
     def durable(self) -> bool:
@@ -464,6 +467,14 @@ def ended_error(run_id: str, ending: Ending) -> ExecutusError:
     if ending.outcome is None:
         return RunInterrupted(run_id, ending.status, ending.reason)
     return RunEnded(run_id, ending.status)
+
+
+def fenced_error(run_id: str, attempt: int) -> RunFenced:
+    """What a callback gets whose attempt was given up on."""
+    return RunFenced(
+        f"run {run_id!r}, attempt {attempt}: this attempt was given up on; nothing it does has effect. "
+        "Return from the callback."
+    )
 
 
 def result_of(run_id: str, ending: Ending) -> Any:

@@ -168,8 +168,8 @@ class Interruption:
                     return
                 case Accepted():
                     self._signal_kill(inc, cause)
-                case Refused(_, current) if inc.attempt_ref is None and inc.slot is None:
-                    self._life.lost(inc, current)  # it rested, and nothing else will end it
+                case Refused(_, current) if inc.attempt_ref is None and (inc.slot is None or inc.slot.killed):
+                    self._life.lost(inc, current)  # it rested, or had killed itself, and nothing else will end it
                 case Refused():
                     inc.killed_by = None  # it ended by itself first: that ending stands
 

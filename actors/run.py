@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ I = TypeVar("I")  # noqa: E741 - Input; the three letters of Run[Input, State, R
 S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Done(msgspec.Struct, Generic[R], frozen=True):
@@ -151,6 +152,38 @@ class RunContext(Protocol):
         """Sleep, or return early once the run is asked to end.
 
         In `async def` callbacks await it; elsewhere it blocks the thread.
+        """
+        ...
+
+    def durable(self) -> Awaitable[int]:
+        """Wait until the state that this callback was given is in the store, at once and whatever the save policy.
+
+        In `async def` callbacks await it; elsewhere it blocks the thread. Gives the durable seq. `begin` was given no
+        state: there it is at once, and 0 in a run's first life. What the callback itself does, and the message that
+        `receive` was given, are not in that state.
+
+        While the store fails it waits for it to be back, and no heartbeat is due. Raises NotDurable with durability
+        "none", SaveRejected where the state cannot be stored, SaveGivenUp once the run is asked to end while the store
+        fails, RunFenced once the attempt is given up on.
+        """
+        ...
+
+    def run_sync(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Call a blocking function on one of the runtime's workers and await what it returns.
+
+        For `async def` callbacks, whose loop nothing may block; elsewhere it is called at once on the same thread.
+        ContextVars come along, and so does the context. Whatever the function raises is raised here.
+
+        Cancelling it does not stop the function: Python cannot. It goes on on its thread, which counts as abandoned
+        once that takes longer than the run's `grace_s`; what it returns is dropped. Raises RunFenced.
+        """
+        ...
+
+    def kill(self, reason: str, *, by: str = "itself") -> None:
+        """End this very run as killed, as `RunHandle.kill` does: the tombstone is committed first.
+
+        Returns at once. From then on nothing that the callback does has effect: what it returns or raises is dropped,
+        verbs of the context raise RunFenced, `cancelled` is True. An `async def` callback is cancelled.
         """
         ...
 

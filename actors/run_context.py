@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import hashlib
-from collections.abc import Awaitable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 import msgspec
 
 from executus.actors.definition import checked_labels
 from executus.actors.environment import Environment
-from executus.actors.errors import RunFenced
+from executus.actors.errors import NotDurable
 from executus.actors.events import RunProgressed
 from executus.actors.future import Promise
-from executus.actors.incarnation import Incarnation, Progress
-from executus.actors.messages import StartOrder
+from executus.actors.incarnation import Incarnation, Progress, fenced_error
+from executus.actors.messages import EndRun, StartOrder
+from executus.actors.outcomes import KillRequested
 from executus.actors.run import ChildRef, Run
+from executus.actors.save_wait import SaveWait
+from executus.actors.worker_call import WorkerCall
 from executus.stores import ParentLink, RunClaim, check_run_id
 
 if TYPE_CHECKING:
     from executus.actors.run_actor import RunActor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Slept(Awaitable[None]):
@@ -126,10 +134,39 @@ class AttemptContext:
     def sleep(self, seconds: float) -> Awaitable[None]:
         """See RunContext."""
         self._check_fence()
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop() raises instead of answering
+        if _on_loop():
             return _sleep_on_loop(seconds, self._incarnation.woken())
         self._env.pause(seconds, self._incarnation.woken())
         return SLEPT
+
+    def durable(self) -> Awaitable[int]:
+        """See RunContext."""
+        self._check_fence()
+        if not self._incarnation.durable:
+            raise NotDurable(self.run_id, "so that none of its states ever is durable")
+        wait = SaveWait(self._attempt)
+        return wait.on_loop() if _on_loop() else wait.block()
+
+    def run_sync(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """See RunContext."""
+        self._check_fence()
+        if not _on_loop():
+            return returned(function(*args, **kwargs))
+        call = WorkerCall(
+            self._env,
+            functools.partial(contextvars.copy_context().run, function, *args, **kwargs),
+            check=self._check_fence,
+            abandoned_after_s=self._incarnation.policies.stop.grace_s,
+        )
+        return cast("Awaitable[T]", call.on_worker())
+
+    def kill(self, reason: str, *, by: str = "itself") -> None:
+        """See RunContext."""
+        self._check_fence()
+        inc, slot = self._incarnation, self._attempt.slot
+        self._attempt.supervisor_tell(EndRun(inc.run_id, inc.incarnation, KillRequested(by, reason), Promise()))
+        slot.killed = True
+        slot.close()
 
     def spawn(
         self,
@@ -160,11 +197,7 @@ class AttemptContext:
 
     def _check_fence(self) -> None:
         if self._attempt.slot.closed:
-            msg = (
-                f"run {self.run_id!r}, attempt {self.attempt}: this attempt was given up on; nothing it does "
-                "has effect. Return from the callback."
-            )
-            raise RunFenced(msg)
+            raise fenced_error(self.run_id, self.attempt)
 
 
 def idempotency_key_of(run_id: str, life: str, seq: int, action: bytes, name: str) -> str:
@@ -186,6 +219,17 @@ def child_id(parent_run_id: str, key: str) -> str:
         return check_run_id(plain)
     check_run_id(key)
     return check_run_id(f"child-{hashlib.blake2b(plain.encode(), digest_size=20).hexdigest()}")
+
+
+def returned(value: T) -> Awaitable[T]:
+    """What a blocking verb returns whose value is there: awaiting it takes no loop."""
+    promise: Promise[T] = Promise()
+    promise.try_set(value)
+    return promise
+
+
+def _on_loop() -> bool:
+    return asyncio._get_running_loop() is not None  # noqa: SLF001 - get_running_loop() raises instead of answering
 
 
 async def _sleep_on_loop(seconds: float, interrupted: Promise[None]) -> None:

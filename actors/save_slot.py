@@ -73,6 +73,7 @@ class SaveSlot:
         "durable_seq",
         "durable_waiters",
         "keeper",
+        "killed",
         "nudge_seq",
         "policy",
         "port",
@@ -84,6 +85,7 @@ class SaveSlot:
         "saved_seq",
         "strikes",
         "token",
+        "waiting_callers",
         "waiting_seq",
     )
 
@@ -135,6 +137,10 @@ class SaveSlot:
         Only appended to and popped, which is atomic: a waiter is either seen by the acknowledgement that it waits
         for, or its own SaveNow, told after the append, finds it.
         """
+        self.waiting_callers: list[Promise[None]] = []
+        """Waits of this attempt's own callbacks for a save, see SaveWait. They put themselves in and out."""
+        self.killed = False
+        """Whether the attempt has killed its run: its ending is the tombstone's. Written before the attempt ends."""
         self.attempt_ref: ActorRef[Any] | None = None
 
     def tell_attempt(self, message: object) -> None:
@@ -154,7 +160,8 @@ class SaveSlot:
         """After a restart of the store actor: what it had not acknowledged is offered once more."""
         if self.published is not None and not self.closed:
             self.dirty = True
-            self.port.tell(SaveNow(self) if self.durable_waiters else OfferSave(self))
+            waited_for = self.durable_waiters or self.waiting_callers
+            self.port.tell(SaveNow(self) if waited_for else OfferSave(self))
 
     def take(self) -> Published | None:
         """Clear the mark, then read; None when there is nothing newer than the stored one.
@@ -168,9 +175,15 @@ class SaveSlot:
         return published
 
     def close(self) -> Published | None:
-        """Accept nothing more, and read the last state. On the supervisor's thread."""
+        """Accept nothing more, and read the last state. On the supervisor's thread, or on that of who ends it."""
         self.closed = True
+        self.stir()
         return self.published
+
+    def stir(self) -> None:
+        """Something has changed for callbacks that wait for a save: let them look. On any thread."""
+        for caller in self.waiting_callers.copy():
+            caller.try_set(None)
 
     def save(self, published: Published, wall_s: float) -> Save:
         """The operation that stores this state. Raises SaveRejected where it cannot be encoded."""
@@ -222,6 +235,7 @@ class SaveSlot:
         self.strikes = 0
         if 0 < self.waiting_seq <= seq:
             self.tell_attempt(SaveAcknowledged(seq))
+        self.stir()
         self.answer_waiters()
 
     def answer_waiters(self) -> None:
@@ -241,10 +255,11 @@ class SaveSlot:
         """The save of `seq` was refused or failed: who waits for it is told so."""
         if 0 < self.waiting_seq <= seq:
             self.tell_attempt(SaveAcknowledged(seq, error))
+        self.stir()
         while (waiter := pop_first(self.durable_waiters)) is not None:
             waiter[1].try_fail(error)
 
     def refuse(self, current: RunClaim | None) -> None:
         """The store has refused this attempt for good; tell it to stop."""
-        self.closed = True
+        self.close()
         self.tell_attempt(ClaimLost(current))

@@ -52,6 +52,7 @@ from executus.actors.outcomes import (
     ErrorInfo,
     ExitEvidence,
     Killed,
+    KillRequested,
     Outcome,
     Parked,
     Passivated,
@@ -284,6 +285,9 @@ class RunSupervisor(Actor):
         if inc.slot is not None:
             published = inc.slot.close()
             inc.restored_seq = inc.restored_seq if published is None else published.seq
+            if inc.slot.killed and not any(isinstance(cause, KillRequested) for cause in inc.causes):
+                self._await_tombstone(inc)
+                return
         if len(inc.causes) > len(evidence.causes):  # recorded while the report of its end was under way
             evidence = msgspec.structs.replace(evidence, causes=tuple(inc.causes))
         exit_ = classify(evidence)
@@ -307,6 +311,16 @@ class RunSupervisor(Actor):
                 self._back_off(inc, restart, now_s, result)
             case SettleAs(status, outcome):
                 self._settle(inc, status, outcome, reason_of(exit_), result)
+
+    def _await_tombstone(self, inc: Incarnation) -> None:
+        """It has killed itself and left: whatever else its attempt came to, its ending is the tombstone's.
+
+        Nothing of it runs until the store has taken that, or has had its grace.
+        """
+        if inc.killed_by is None:
+            self.lost(inc, None)  # the store refused it: another ending stands
+        else:
+            inc.stage = Stage.BACKING_OFF
 
     def _back_off(self, inc: Incarnation, restart: Restart, now_s: float, result: bytes | None) -> None:
         inc.history = inc.history.restarted(inc.policies.restart, now_s)

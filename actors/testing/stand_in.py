@@ -6,15 +6,19 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 import msgspec
 
 from executus.actors.definition import RunDefinition, checked_labels
 from executus.actors.events import default_logger
 from executus.actors.incarnation import Progress
+from executus.actors.outcomes import KillRequested
 from executus.actors.run import ChildRef, Run, current_context
-from executus.actors.run_context import SLEPT, child_id, encode_message, idempotency_key_of
+from executus.actors.run_context import SLEPT, child_id, encode_message, idempotency_key_of, returned
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CALLBACKS: Final = ("begin", "step", "receive", "stopping")
 
@@ -62,6 +66,9 @@ class TestContext:
         self.progressed: list[Progress] = []
         self.slept: list[float] = []
         self.spawned: list[Spawned] = []
+        self.made_durable: list[int] = []
+        """The seq of each state that was waited for."""
+        self.killed: list[KillRequested] = []
         self._action = b""
 
     @property
@@ -90,6 +97,20 @@ class TestContext:
         """See RunContext. Returns at once."""
         self.slept.append(seconds)
         return SLEPT
+
+    def durable(self) -> Awaitable[int]:
+        """See RunContext. Is there at once."""
+        self.made_durable.append(self.seq)
+        return returned(self.seq)
+
+    def run_sync(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """See RunContext. Called at once, on this thread."""
+        return returned(function(*args, **kwargs))
+
+    def kill(self, reason: str, *, by: str = "itself") -> None:
+        """See RunContext. The callback goes on."""
+        self.killed.append(KillRequested(by, reason))
+        self.cancelled = True
 
     def spawn(
         self,

@@ -68,6 +68,22 @@ def test_what_a_step_did_with_its_context_is_kept() -> None:
     assert (child.run_class, child.input, child.key, child.labels) == (Talkative, 3, "child", {"a": "b"})
 
 
+def test_saves_that_were_waited_for_functions_on_workers_and_a_kill_are_kept_or_done_at_once() -> None:
+    class Effects(AsyncTalkative):
+        async def step(self, state: State) -> Done[int]:
+            assert await self.context.durable() == 4
+            doubled = await self.context.run_sync(lambda n, by: n * by, state.n, by=2)
+            self.context.kill("enough", by="critic")
+            return Done(doubled)
+
+    run = Effects()
+    with context(run, seq=4) as kept:
+        assert asyncio.run(run.step(State(3))) == Done(6)
+    assert kept.made_durable == [4]
+    assert [(kill.by, kill.reason) for kill in kept.killed] == [("critic", "enough")]
+    assert kept.cancelled
+
+
 def test_outside_of_the_block_there_is_no_context() -> None:
     run = Talkative()
     with context(run):

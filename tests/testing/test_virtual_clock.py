@@ -12,6 +12,7 @@ import pytest
 from executus.actors import (
     Backoff,
     Done,
+    Killed,
     Reply,
     RestartPolicy,
     Run,
@@ -27,6 +28,7 @@ from executus.actors import (
 from executus.actors.testing import TimeStandsStill, VirtualClock
 from executus.actors.testing.plugin import Runtimes
 from executus.stores import MemoryStore
+from tests.doing import driven
 
 FOREVER = RestartPolicy(max_restarts=1000, within_s=1e6, backoff=Backoff(initial_s=10, factor=1, max_s=10, jitter=0))
 
@@ -230,3 +232,43 @@ def test_its_threads_end_with_it() -> None:
         opened.start(Sleeper, 10, run_id="r")
         assert threading.active_count() > before
     assert threading.active_count() == before
+
+
+class Hooked(Run[int, Count, Any]):
+    """Uses what a context has for steps with effects, and tells what came of it."""
+
+    def begin(self, n: int) -> Count:
+        return Count(n)
+
+    def step(self, state: Count) -> Any:
+        return driven(self.used(state))
+
+    async def used(self, state: Count) -> Any:
+        seq = await self.context.durable()
+        doubled = await self.context.run_sync(lambda n: (self.context.sleep(30), 2 * n)[1], state.n)
+        if state.n < 0:
+            self.context.kill("below zero")
+        return Done([seq, doubled])
+
+
+class AsyncHooked(Hooked):
+    async def step(self, state: Count) -> Any:  # type: ignore[override]
+        return await self.used(state)
+
+
+@pytest.mark.parametrize("kind", [Hooked, AsyncHooked])
+def test_saves_that_are_waited_for_and_functions_on_workers_take_the_clocks_time(
+    kind: type[Hooked], virtual_clock: VirtualClock, runtime: Runtimes
+) -> None:
+    run = runtime(runs=[kind], save_policy=SavePolicy(durability="exit")).start(kind, 7, run_id="r")
+    virtual_clock.advance(29.9)
+    assert not run._inc.ending.done()
+    virtual_clock.advance(0.1)
+    assert run.result() == [1, 14]
+
+
+@pytest.mark.parametrize("kind", [Hooked, AsyncHooked])
+def test_a_run_that_kills_itself_is_killed(kind: type[Hooked], virtual_clock: VirtualClock, runtime: Runtimes) -> None:
+    run = runtime(runs=[kind]).start(kind, -1, run_id="r")
+    with virtual_clock.running():
+        assert run.outcome() == Killed("itself", "below zero")

@@ -27,6 +27,7 @@ from executus.actors import (
     Reply,
     RestartPolicy,
     Run,
+    RunContext,
     RunFailed,
     RunHandle,
     RunInterrupted,
@@ -40,6 +41,7 @@ from executus.actors import (
     WaitExpired,
 )
 from executus.actors.events import Event, RunSettled
+from executus.actors.run import current_context
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -66,6 +68,9 @@ class Count(Run[int, Progress, str]):
         assert_type(self.context.idempotency_key, str)
         assert_type(self.context.parent_run_id, str | None)
         self.context.sleep(0.1)
+        self.context.durable()
+        if state.left < 0:
+            assert_type(self.context.kill("nothing can be left of nothing", by="the count"), None)
         if state.left == 0:
             return Done(f"{state.done} pages")
         return Progress(state.left - 1, state.done + 1)
@@ -96,6 +101,9 @@ class AsyncCount(Run[int, Progress, str]):
     async def step(self, state: Progress) -> Progress | Wait[Progress] | Done[str]:
         """Any of the three."""
         await self.context.sleep(self.pause_s)
+        assert_type(await self.context.durable(), int)
+        assert_type(await self.context.run_sync(divmod, 7, 2), tuple[int, int])
+        assert_type(await self.context.run_sync(sorted, [2, 1], reverse=True), list[int])
         return Wait(state) if state.left == 0 else Progress(state.left - 1, state.done + 1)
 
     async def receive(
@@ -190,4 +198,6 @@ def wrong(runtime: Runtime) -> None:
     """What a checker must refuse: mypy's unused-ignore check proves that it does."""
     runtime.start(Count, "three")  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
     runtime.start(Count, 3, if_exists="reuse")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    runtime_context: RunContext = current_context.get()
+    runtime_context.run_sync(len, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     RestartPolicy(kind="forever")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
