@@ -182,6 +182,7 @@ class Admission:
         inc.letters.close(error)
         inc.fail_waiters(error)
         inc.ending.try_set(ending)  # for whoever wanted it to end
+        self._desk.look_soon()  # a passivated run of this id may be due, and could not be taken up meanwhile
 
     def _leave_table(self, inc: Incarnation) -> None:
         if self._desk.table.get(inc.run_id) is inc:
@@ -258,7 +259,6 @@ class Admission:
             return False
         replies = taken(inc.unstarted)
         self._leave(inc)
-        self._desk.look_soon()  # it may be due, and could not be taken up while this start held the id
         if found is None:
             self.start([order] * len(replies), replies)
         else:

@@ -8,6 +8,7 @@ import msgspec
 
 from executus.actors.actor import Actor, ActorRef
 from executus.actors.admission import Admission
+from executus.actors.alarms import Alarms
 from executus.actors.async_run_actor import AsyncRunActor
 from executus.actors.deliveries import Deliveries
 from executus.actors.desk import Desk, Verdicts, reason_of, taken
@@ -111,6 +112,7 @@ class RunSupervisor(Actor):
         self.deliveries = Deliveries(self.desk)
         self.admission = Admission(self.desk, self, self.family, self.deliveries)
         self.passivation = Passivation(self.desk, self, self.admission, self.interruption, self.family)
+        self.alarms = Alarms(self.desk, self.passivation)
         self.pruning = Pruning(self.desk)
         self._ready = ready
         self._endings: dict[Incarnation, Ending] = {}
@@ -156,7 +158,7 @@ class RunSupervisor(Actor):
             case Prune():
                 self.pruning.go_on()
             case ActivateRun() | LookAtDue():
-                self.passivation.receive(message)
+                self.alarms.receive(message)
             case Recover():
                 self.admission.recover(self._recovered)
                 self.pruning.begin()

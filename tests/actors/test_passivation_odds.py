@@ -15,6 +15,7 @@ import pytest
 from executus.actors import (
     Keep,
     RetentionPolicy,
+    RunExists,
     RunInterrupted,
     RunKilled,
     RunStatus,
@@ -23,7 +24,7 @@ from executus.actors import (
 )
 from executus.actors.console.main import main
 from executus.actors.events import RunActivated, RunsPruned
-from executus.stores import Accepted, Append, Claim, MemoryStore, Operation, Settle, StoreFull, Verdict
+from executus.stores import Accepted, Append, Claim, DueRun, MemoryStore, Operation, Settle, StoreFull, Verdict
 from executus.stores.rows import Table
 from tests.actors.test_passivation import Add, Adder, Family, Finish, Jumping, Sum, asleep, opened, status_of
 from tests.doubles import Recorder
@@ -42,6 +43,7 @@ class Doubtful(MemoryStore):
         self.held, self.go_on = threading.Event(), threading.Event()
         self.reader: threading.Thread | None = None
         self.reading, self.read_on = threading.Event(), threading.Event()
+        self.looks = 0
 
     def commit(self, operations: Sequence[Operation], flushing: Any = None) -> list[Verdict]:
         if any(map(self.refuses, operations)):
@@ -51,6 +53,10 @@ class Doubtful(MemoryStore):
             self.held.set()
             assert self.go_on.wait(30)
         return super().commit(operations, flushing)
+
+    def due(self, *, by_wall: bool, after: Any = None, limit: int = 1000) -> list[DueRun]:
+        self.looks += 1
+        return super().due(by_wall=by_wall, after=after, limit=limit)
 
     def load_snapshot(self, run_id: str) -> Any:
         loaded = super().load_snapshot(run_id)
@@ -226,6 +232,31 @@ def test_a_run_whose_id_is_held_by_a_start_has_its_last_words_when_it_is_stopped
             stopper.start()
         stopper.join(20)
         assert (handle.status().status, Adder.stopped) == (RunStatus.STOPPED, ["stop"])
+
+
+def test_a_run_whose_time_comes_while_a_start_in_vain_holds_its_id_is_woken() -> None:
+    store = Doubtful()
+    with opened(store) as runtime:
+        runtime.start(Adder, Sum(1, timeout_s=1.5), run_id="r")
+        asleep(runtime, "r")
+        let_go_of(runtime, "r")
+        store.holds = lambda op: isinstance(op, Claim) and op.record is not None
+        refusals: list[BaseException] = []
+
+        def start() -> None:
+            with pytest.raises(RunExists) as raised:
+                runtime.start(Adder, Sum(9), run_id="r")
+            refusals.append(raised.value)
+
+        starter = threading.Thread(target=start)
+        starter.start()
+        assert store.held.wait(10)
+        looks = store.looks
+        wait_until(lambda: store.looks > looks, 10, "its time")
+        store.go_on.set()
+        starter.join(10)
+        assert len(refusals) == 1
+        wait_until(lambda: status_of(runtime, "r") is RunStatus.COMPLETED)
 
 
 # --- kin --------------------------------------------------------------------------------------------------------------
