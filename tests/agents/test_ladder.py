@@ -61,6 +61,7 @@ def test_the_default_is_a_critic() -> None:
         (SPINNING | {"recent": calls("b", "b")}, None),
         (SPINNING | {"recent": calls("b", "b", "b", "c")}, None),  # something new
         (SPINNING | {"step": 39}, "spinning"),  # no extension for this one
+        (SPINNING | {"step": 39, "memo": after(1, nudges=1, at_step=38)}, None),  # nor while its nudge is fresh
         (SLOW, "slow"),
         (SLOW | {"step": 35}, None),
         (SLOW | {"recent": ()}, None),  # nothing says that it gets on
@@ -193,6 +194,7 @@ def numbered(number: int) -> Seen:
         ((numbered(1), ERROR, numbered(2), ERROR, numbered(3), ERROR), 2),  # other arguments, the same error
         ((numbered(1), ERROR, numbered(2), ERROR, numbered(3)), 0),  # the third may yet succeed
         ((numbered(1), ERROR, numbered(2), OTHER), 0),
+        ((numbered(1), ERROR, numbered(2), ERROR, numbered(3), numbered(4), ERROR), 1),  # one of two went well
         ((*calls("a", "a"), Seen.said("hm"), *calls("a"), Seen.said("so")), 2),  # words alone are nothing new
         ((Seen.said("done"),) * 3, 2),
     ],

@@ -91,6 +91,25 @@ def test_then_results_among_the_newest_are_cut_but_not_the_last_ones() -> None:
     assert shorter[-1] == messages[-1]
 
 
+def test_results_among_the_newest_stay_whole_while_leaving_out_older_ones_is_enough() -> None:
+    messages = (user("go"), *(message for number in range(50) for message in step(number, 3_000)))
+    shorter = compact(Shortening(keep_last=4), messages, 2_500)
+    assert shorter[-4:] == messages[-4:]
+    assert len(shorter[-5].text) == 2_000
+
+
+def test_the_newest_never_begin_in_the_middle_of_results() -> None:
+    messages = (user("go"), *step(1, 3_000, 3_000), *step(2))
+    shorter = compact(Shortening(keep_last=2), messages, 1_000)
+    assert problems(shorter) == []
+
+
+def test_the_models_last_results_stay_whole_also_when_the_user_has_spoken_since() -> None:
+    messages = (user("go"), *step(1, 30_000), *step(2, 3_000), user("hurry", origin="steer"))
+    shorter = compact(Shortening(keep_last=1), messages, 2_000)
+    assert shorter[-3:] == messages[-3:]
+
+
 def test_at_last_the_last_results_are_cut_to_fit() -> None:
     messages = (user("go"), *step(1, 50_000, 400, 50_000))
     shorter = compact(Shortening(), messages, 6_000)
