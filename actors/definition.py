@@ -5,6 +5,7 @@ The reading of user types itself is in `user_types`.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import math
 import typing
@@ -87,6 +88,8 @@ class RunDefinition:
             raise InvalidRunType(
                 self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}"
             )
+        if inspect.iscoroutinefunction(run_class.resuming):
+            raise InvalidRunType(self.name, "its resuming() is async; it only looks at the state, as a plain function")
         self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
         self.default_callbacks = frozenset(n for n in CALLBACKS if getattr(run_class, n) is getattr(Run, n))
 
@@ -150,6 +153,16 @@ class RunDefinition:
             returned = "None" if state is None else type(state).__name__
             msg = f"{self.name}.{callback} returned {returned}, declared is {wanted}: {hint}"
             raise WrongReturn(msg)
+
+    @property
+    def looks_at_stored(self) -> bool:
+        """Whether its runs look at a state from the store before they go on with it."""
+        return self.run_class.resuming is not Run.resuming
+
+    def look_at_stored(self, run: Run[Any, Any, Any], state: object) -> None:
+        """Have a run look at a state from the store, without a context. Raises what its `resuming` raises."""
+        if self.looks_at_stored:
+            contextvars.Context().run(run.resuming, state)
 
     # results and messages
 

@@ -203,7 +203,10 @@ class Passivated(msgspec.Struct, frozen=True, tag=True):
 
 
 class Parked(msgspec.Struct, frozen=True, tag=True):
-    """This code cannot read its state (`upgrade` raised, schema newer). Untouched, tried again at each boot."""
+    """This code cannot read its state, or go on with it (schema newer, `upgrade` or `resuming` raised).
+
+    Untouched, tried again at each boot.
+    """
 
     reason: str
 
@@ -241,8 +244,9 @@ def classify(evidence: ExitEvidence) -> Exit:
     """Say how an attempt ended.
 
     A kill goes first, because its tombstone is already in the store. A normal Done completes even while stopping. State
-    that cannot be read outranks requests, because nothing can be suspended or stopped without it. Then the first
-    recorded cause wins: an error after a drain began is an interruption. What is left is a crash.
+    that cannot be read, or that this code cannot go on with, outranks requests, because nothing can be suspended or
+    stopped without it. Then the first recorded cause wins: an error after a drain began is an interruption. What is
+    left is a crash.
     """
     for cause in evidence.causes:
         if isinstance(cause, KillRequested):

@@ -280,6 +280,16 @@ class Run(Generic[I, S, R]):
         msg = f"{type(self).__name__} is at schema {self.schema_version} and defines no upgrade from schema {version}"
         raise NotImplementedError(msg)
 
+    def resuming(self, state: S, /) -> None:
+        """Look whether this code can go on with a stored state. What it raises parks the run, its record untouched.
+
+        Called before any other callback in an attempt that has loaded its state from the store: at a boot, for a
+        `resume` by hand, when a passivated run is taken up; after `upgrade`, if that was called. Not for a restart in
+        process, which goes on from memory, and not where `begin` is next. A parked run is tried again at each boot.
+
+        Must not be `async` and must not change the state. It has no context: `executus doctor --runs` calls it as well.
+        """
+
 
 class Factory(Generic[T]):
     """A run class with the resources its instances need: `runs=[Factory(Crawl, http=client)]`."""

@@ -118,6 +118,7 @@ class RunActor(Actor):
         "rest_timer",
         "rested",
         "result",
+        "resuming",
         "returned",
         "run",
         "seq",
@@ -189,6 +190,7 @@ class RunActor(Actor):
         self.rest_timer: Any = None
         self.idle_since_s = 0.0
         self.rested = False
+        self.resuming = False
         self.done: Completed[Any] | None = None
         self.result: bytes | None = None
         self.actor_ref.monitor(self.exited)
@@ -634,6 +636,10 @@ class RunActor(Actor):
             self.state = self.definition.states.decode(published.state, published.journals)
         self.has_state = True
         if self.source is Source.STORE:
+            assert self.run is not None
+            self.resuming = True
+            self.definition.look_at_stored(self.run, self.state)
+            self.resuming = False
             self.slot.durable_seq = self.slot.saved_seq = self.seq
             self.slot.published = published
             self.inc.flush_queries()
@@ -738,12 +744,16 @@ class RunActor(Actor):
             )
         info = None if error is None else ErrorInfo.of(error)
         damaged = isinstance(error, RecordCorrupt) and (not self.has_state or error.what == "message")
+        damaged = damaged and not self.resuming
         unreadable = str(error) if damaged else None
         incompatible = str(error) if isinstance(error, MessageUnreadable) else None
         # The end of the grace cancels an upgrade, too.
         interrupted = bool(inc.causes) and not isinstance(error, Exception)
-        if phase is Phase.RESTORING and error is not None and not isinstance(error, StoreError) and not interrupted:
-            incompatible = f"the stored state cannot be read by this code: {info}"
+        if phase is Phase.RESTORING and error is not None and not interrupted:
+            if self.resuming:
+                incompatible = f"this code cannot go on with the stored state: {info}"
+            elif not isinstance(error, StoreError):
+                incompatible = f"the stored state cannot be read by this code: {info}"
         return ExitEvidence(
             phase=phase,
             done=self.done if error is None else None,

@@ -1,7 +1,7 @@
 """`executus doctor STORE --runs module:RUNS`: what the next boot of that code would make of each live run.
 
-It is asked of the code that a boot asks, over a store that is only read. No callback is called but `upgrade`, on an
-instance that is made for it alone.
+It is asked of the code that a boot asks, over a store that is only read. No callback is called but `upgrade` and
+`resuming`, on an instance that is made for them alone.
 """
 
 from __future__ import annotations
@@ -158,10 +158,8 @@ def _judge_state(store: LmdbReader, record: RunRecord, definition: RunDefinition
                 definition.decode_input(record.input)
             except Exception as error:  # noqa: BLE001 - as the boundary of a run
                 return Verdict.FAILING, f"it begins from its input, which does not fit: {safe_text(error)}"
-        elif loaded.snapshot.schema_version == definition.schema_version:
-            definition.states.load(loaded)
         else:
-            verdict, why = Verdict.UPGRADABLE, _upgraded(loaded, definition)
+            verdict, why = _judge_loaded(loaded, definition)
         for message in store.messages(record.run_id):
             if message.message is not None:
                 definition.decode_message(message.message.body, message.message.message_id)
@@ -177,9 +175,24 @@ def _judge_state(store: LmdbReader, record: RunRecord, definition: RunDefinition
     return verdict, why
 
 
-def _upgraded(loaded: LoadedSnapshot, definition: RunDefinition) -> str:
+def _judge_loaded(loaded: LoadedSnapshot, definition: RunDefinition) -> tuple[Verdict, str]:
+    """As an attempt loads it. Raises what reading its state and `upgrade` raise."""
     version = loaded.snapshot.schema_version
-    state = definition.make().upgrade(version, plain_state(loaded))
-    definition.check_state(state, "upgrade")
-    definition.states.encode(state)
-    return f"from schema {version} to {definition.schema_version}"
+    if version == definition.schema_version:
+        verdict, why = Verdict.RESUMABLE, ""
+        state, _ = definition.states.load(loaded)
+        if not definition.looks_at_stored:
+            return verdict, why
+        run = definition.make()
+    else:
+        verdict, why = Verdict.UPGRADABLE, f"from schema {version} to {definition.schema_version}"
+        run = definition.make()
+        state = run.upgrade(version, plain_state(loaded))
+        definition.check_state(state, "upgrade")
+        definition.states.encode(state)
+    try:
+        definition.look_at_stored(run, state)
+    except Exception as error:  # noqa: BLE001 - whatever `resuming` raises parks the run
+        what = f"{type(error).__name__}: {safe_text(error)}"
+        return Verdict.PARKED, f"this code cannot go on with the stored state: {what}"
+    return verdict, why

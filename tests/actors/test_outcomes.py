@@ -59,6 +59,10 @@ ROWS: dict[str, tuple[ExitEvidence, Any]] = {
         Quarantined("bits"),
     ),
     "incompatible is parked": (ExitEvidence(phase=Phase.RESTORING, error=BOOM, incompatible="old"), Parked("old")),
+    "nor can what this code cannot go on with": (
+        ExitEvidence(phase=Phase.RESTORING, error=BOOM, incompatible="no such phase", causes=(STOP, DRAIN)),
+        Parked("no such phase"),
+    ),
     "a kill kills": (ExitEvidence(phase=Phase.STEP, causes=(KILL,)), Killed("a", "b")),
     "a cancel cancels": (ExitEvidence(phase=Phase.STOPPING, causes=(CANCEL,)), Cancelled("c", "d")),
     "a stop stops": (ExitEvidence(phase=Phase.STOPPING, causes=(STOP,)), Stopped()),
@@ -117,6 +121,13 @@ def test_a_run_ends_as_killed_exactly_when_it_was_killed(evidence: ExitEvidence)
 def test_it_is_never_a_crash_once_somebody_wanted_it_to_end(evidence: ExitEvidence) -> None:
     if evidence.causes:
         assert not isinstance(classify(evidence), Crashed)
+
+
+@given(evidences)
+def test_what_this_code_cannot_go_on_with_is_parked_whoever_wanted_it_to_end(evidence: ExitEvidence) -> None:
+    killed = any(isinstance(cause, KillRequested) for cause in evidence.causes)
+    if evidence.incompatible is not None and not killed and evidence.done is None and evidence.unreadable is None:
+        assert classify(evidence) == Parked(evidence.incompatible)
 
 
 @given(evidences, causes)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from executus.actors import Done, RestartPolicy, Run, RunStatus, Runtime, SavePolicy, Wait
-from executus.stores import LmdbStore
+from executus.stores import LmdbStore, StoreUnavailable
 from executus.stores.rows import Table
 from tests.console.test_ps_and_show import run, run_json
 from tests.stores.disks import LmdbDisk, damage
@@ -77,6 +77,27 @@ class Changed(Run[int, AtTwo, int]):
         return Wait(state)
 
 
+class Looks(Waits):
+    """The same, and looks at what it is given; it wants nothing of its context, nor of its instance."""
+
+    def __init__(self) -> None:
+        CALLED.append("made")
+
+    def resuming(self, state: At) -> None:
+        CALLED.append("resuming")
+        with pytest.raises(LookupError):
+            self.context.run_id  # noqa: B018
+        if state.n == 2:
+            raise StoreUnavailable("two is not to be gone on with")
+
+
+class LooksAtUpgraded(Upgraded):
+    def resuming(self, state: AtTwo) -> None:
+        CALLED.append("resuming")
+        if state.count == 3:
+            raise SystemError("nor three")
+
+
 class Older(Waits):
     schema_version = 1
 
@@ -86,6 +107,7 @@ class Newer(Waits):
 
 
 SAME, UPGRADED, CHANGED, OTHERS = [Waits], [Upgraded], [Changed], [Upgraded]
+LOOKS, LOOKS_AT_UPGRADED = [Looks], [LooksAtUpgraded]
 NEWER: list[Any] = [Newer]
 NOTHING: list[Any] = []
 RUNS = "tests.console.test_doctor_runs:"
@@ -135,6 +157,12 @@ def booted(store: Path, runs: list[Any]) -> dict[str, int]:
     [
         ("SAME", {"resumable": 3}, {}),
         ("UPGRADED", {"upgradable": 2, "parked": 1}, {"one": "upgradable", "three": "upgradable", "two": "parked"}),
+        ("LOOKS", {"resumable": 2, "parked": 1}, {"two": "parked"}),
+        (
+            "LOOKS_AT_UPGRADED",
+            {"upgradable": 1, "parked": 2},
+            {"one": "upgradable", "three": "parked", "two": "parked"},
+        ),
         ("CHANGED", {"parked": 3}, {"one": "parked", "three": "parked", "two": "parked"}),
         ("NOTHING", {"parked": 3}, {"one": "parked", "three": "parked", "two": "parked"}),
         ("NEWER", {"parked": 3}, {"one": "parked", "three": "parked", "two": "parked"}),
@@ -162,13 +190,16 @@ def test_a_snapshot_of_a_newer_schema_is_parked_with_both_numbers(
     assert "2 resumable, 1 parked" in out
 
 
-def test_no_callback_is_called_but_upgrade_and_nothing_is_written(
-    store: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("runs", "called"), [("UPGRADED", {"upgrade"}), ("LOOKS_AT_UPGRADED", {"upgrade", "resuming"}), ("SAME", set())]
+)
+def test_no_callback_is_called_but_upgrade_and_resuming_and_nothing_is_written(
+    store: Path, capsys: pytest.CaptureFixture[str], runs: str, called: set[str]
 ) -> None:
     CALLED.clear()
     before = (store / "data.mdb").read_bytes()
-    judged(capsys, store, "UPGRADED")
-    assert set(CALLED) == {"upgrade"}
+    judged(capsys, store, runs)
+    assert set(CALLED) == called
     assert (store / "data.mdb").read_bytes() == before
 
 

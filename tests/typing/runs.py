@@ -130,6 +130,11 @@ class AsyncCount(Run[int, Progress, str]):
     async def stopping(self, state: Progress, reason: str) -> None:
         """Last words."""
 
+    def resuming(self, state: Progress) -> None:
+        """Whether this code can go on with what is stored."""
+        if state.left < 0:
+            raise ValueError(state.left)
+
     def upgrade(self, version: int, raw: Any) -> Progress:
         """From plain data to the state of now."""
         return Progress(raw["left"] if version == 1 else 0)
