@@ -47,7 +47,7 @@ class RunDefinition:
     """A registered run type. Immutable after construction and safe on any thread.
 
     `immutable` says that a state can be handed on by reference and encoded late; otherwise it is encoded at once.
-    `states` is the codec of its states.
+    `looks_at_stored` says that its runs have a `resuming`. `states` is the codec of its states.
     """
 
     __slots__ = (
@@ -59,6 +59,7 @@ class RunDefinition:
         "async_callbacks",
         "default_callbacks",
         "immutable",
+        "looks_at_stored",
         "make",
         "message_type",
         "name",
@@ -88,10 +89,13 @@ class RunDefinition:
             raise InvalidRunType(
                 self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}"
             )
-        if inspect.iscoroutinefunction(run_class.resuming):
+        are_async = {n for n in (*CALLBACKS, "resuming") if inspect.iscoroutinefunction(getattr(run_class, n))}
+        if "resuming" in are_async:
             raise InvalidRunType(self.name, "its resuming() is async; it only looks at the state, as a plain function")
-        self.async_callbacks = frozenset(n for n in CALLBACKS if inspect.iscoroutinefunction(getattr(run_class, n)))
-        self.default_callbacks = frozenset(n for n in CALLBACKS if getattr(run_class, n) is getattr(Run, n))
+        are_default = {n for n in (*CALLBACKS, "resuming") if getattr(run_class, n) is getattr(Run, n)}
+        self.async_callbacks = frozenset(are_async)
+        self.default_callbacks = frozenset(are_default)
+        self.looks_at_stored = "resuming" not in are_default
 
         input_type, state_type, self.result_type = type_arguments(run_class, self.name)
         self.message_type = message_type_of(run_class, self.name)
@@ -153,11 +157,6 @@ class RunDefinition:
             returned = "None" if state is None else type(state).__name__
             msg = f"{self.name}.{callback} returned {returned}, declared is {wanted}: {hint}"
             raise WrongReturn(msg)
-
-    @property
-    def looks_at_stored(self) -> bool:
-        """Whether its runs look at a state from the store before they go on with it."""
-        return self.run_class.resuming is not Run.resuming
 
     def look_at_stored(self, run: Run[Any, Any, Any], state: object) -> None:
         """Have a run look at a state from the store, without a context. Raises what its `resuming` raises."""
