@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from executus.actors.agents.errors import InvalidAgent
-from executus.actors.agents.parts import NOTHING, Image, Usage
+from executus.actors.agents.parts import NOTHING, Image, Message, Usage
 from executus.actors.agents.template import names_in
 
 AGENT: Final = "agent__"
@@ -93,6 +93,8 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     limits: Limits = Limits()
     budget: Budget = UNLIMITED
     phases: tuple[Phase, ...] = ()
+    keep_transcript: bool = False
+    """Whether the result holds the transcript: with the run's end its state is dropped."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -107,6 +109,33 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 raise InvalidAgent(
                     f"agent {self.id!r}: {name!r} in its palette must begin with {AGENT!r} or {SKILL!r}", agent=self.id
                 )
+
+
+class Persona(msgspec.Struct, frozen=True):
+    """Who speaks in a conversation: the agent, or one of its phases."""
+
+    agent: Agent
+    system: str
+    tier: str
+    tools: tuple[str, ...]
+    palette: tuple[str, ...]
+    ceiling: int
+    phase: str = ""
+
+
+def persona_of(agent: Agent, phase: Phase | None = None) -> Persona:
+    """The agent's, or of a phase of it: what that leaves out is the agent's."""
+    if phase is None:
+        return Persona(agent, agent.system, agent.tier, agent.tools, agent.palette, agent.step_ceiling)
+    return Persona(
+        agent,
+        agent.system if phase.system is None else phase.system,
+        agent.tier if phase.tier is None else phase.tier,
+        agent.tools if phase.tools is None else phase.tools,
+        agent.palette if phase.palette is None else phase.palette,
+        agent.step_ceiling if phase.step_ceiling is None else phase.step_ceiling,
+        phase.name,
+    )
 
 
 class Skill(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -250,4 +279,4 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     phases: tuple[PhaseResult, ...] = ()
     notes: tuple[Note, ...] = ()
-    error: str | None = None
+    transcript: tuple[Message, ...] = ()

@@ -19,10 +19,6 @@ class InvalidAgent(AgentError, ValueError):
     """The agent cannot run with what is registered here: an unknown tier, tool, agent, skill, function or name."""
 
 
-class StepsSpent(AgentError):
-    """A required phase or a child ran out of steps without having said anything."""
-
-
 class BudgetExceeded(AgentError):
     """What is next does not fit into the budget any more. `facts`: which limit, what was spent, what was wanted."""
 
@@ -33,10 +29,6 @@ class TooManyToolErrors(AgentError):
 
 class RepeatedCall(AgentError):
     """The model asked for the same call, with the same arguments, so many times in a row."""
-
-
-class PhaseFailed(AgentError):
-    """A required phase ended in an error that a restart cannot mend."""
 
 
 class ModelError(AgentError):
@@ -61,11 +53,9 @@ class CriticRestart(AgentError):
 
 FATAL: tuple[type[AgentError], ...] = (
     InvalidAgent,
-    StepsSpent,
     BudgetExceeded,
     TooManyToolErrors,
     RepeatedCall,
-    PhaseFailed,
     FatalModelError,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
@@ -56,6 +57,11 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 128_000
     usd_in: float = 0.0
     usd_out: float = 0.0
+    blocks: bool = False
+    """Found out: whether the model's `request` is a plain function, which is called on a worker thread."""
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "blocks", not inspect.iscoroutinefunction(self.model.request))
 
     def priced(self, usage: Usage) -> Usage:
         """The usage of one request, with its price where the model did not say it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -12,7 +12,27 @@ from executus.actors.agents.agent import Note, RunInfo
 from executus.actors.agents.errors import ToolError
 from executus.actors.agents.parts import Image
 from executus.actors.outcomes import safe_text
-from executus.actors.run import RunContext
+
+
+class CallContext(Protocol):
+    """The part of a RunContext that reaches tools and phases' functions."""
+
+    @property
+    def log(self) -> Any:
+        """See RunContext."""
+
+    @property
+    def cancelled(self) -> bool:
+        """See RunContext."""
+
+    def heartbeat(self, details: object = None) -> None:
+        """See RunContext."""
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """See RunContext."""
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """See RunContext."""
 
 
 class ToolContext:
@@ -25,7 +45,7 @@ class ToolContext:
     __slots__ = ("_attached", "_before", "_lock", "_noted", "_over", "_run", "call_id", "idempotency_key", "info")
 
     def __init__(
-        self, run: RunContext, info: RunInfo, *, call_id: str, idempotency_key: str, notes: tuple[Note, ...] = ()
+        self, run: CallContext, info: RunInfo, *, call_id: str, idempotency_key: str, notes: tuple[Note, ...] = ()
     ) -> None:
         self._run = run
         self._before = notes

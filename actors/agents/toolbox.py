@@ -43,6 +43,11 @@ class Toolbox:
     def __contains__(self, name: object) -> bool:
         return name in self._tools
 
+    @property
+    def names(self) -> list[str]:
+        """All of them, as they were given."""
+        return list(self._tools)
+
     def specs(self, names: Iterable[str]) -> tuple[ToolSpec, ...]:
         """The tools of these names as a model sees them, in this order. Raises KeyError; see `missing`."""
         return tuple(self._specs[name] for name in names)

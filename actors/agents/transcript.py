@@ -60,7 +60,9 @@ def with_ids(message: Message, number: int) -> Message:
     parts = list(message.parts)
     for at, part in enumerate(parts):
         if isinstance(part, ToolCall):
-            if not part.id or part.id in seen:
-                parts[at] = msgspec.structs.replace(part, id=f"call-{number}-{at}")
-            seen.add(part.id)
+            own = part.id or f"call-{number}-{at}"
+            while own in seen:
+                own += f"-{at}"
+            parts[at] = msgspec.structs.replace(part, id=own)
+            seen.add(own)
     return msgspec.structs.replace(message, parts=tuple(parts))

@@ -1,0 +1,198 @@
+"""What a critic orders is done, through a real runtime: nudge, extend, restart, kill; between steps and in the middle of a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from executus.actors import StopPolicy
+from executus.actors.agents.agent import Budget, Limits
+from executus.actors.agents.audit import Extended, KillOrdered, Nudged, RestartOrdered
+from executus.actors.agents.critic import Extend, KillRun, Nudge, RestartRun, Verdict, Watch
+from executus.actors.agents.ladder import Ladder, LadderCritic
+from executus.actors.agents.scripted import call, say
+from executus.actors.agents.tool import ToolContext, tool
+from executus.actors.agents.transcript import problems
+from executus.actors.outcomes import Failed, Killed, TimedOut
+from tests.agents.house import Watched, house, worker
+from tests.waiting import wait_until
+
+ONE_BY_ONE = [call("look", what="a"), call("look", what="b"), call("look", what="c"), say("done")]
+
+
+class Told:
+    """A critic that does what it is told, and keeps what it was shown."""
+
+    every_s = 0.01
+    hard_deadline_s: float | None = None
+
+    def __init__(self, judge: Callable[[Watch], Verdict | None], hard_deadline_s: float | None = None) -> None:
+        self._judge = judge
+        self.hard_deadline_s = hard_deadline_s
+        self.watched: list[Watch] = []
+
+    def judge(self, watch: Watch, /) -> Verdict | None:
+        self.watched.append(watch)
+        return self._judge(watch)
+
+
+def once(verdict: Verdict, when: Callable[[Watch], bool]) -> Callable[[Watch], Verdict | None]:
+    given: list[Watch] = []
+
+    def judge(watch: Watch) -> Verdict | None:
+        if given or not when(watch):
+            return None
+        given.append(watch)
+        return verdict
+
+    return judge
+
+
+def test_a_nudge_between_steps_is_in_the_conversation_before_the_next_one() -> None:
+    critic = Told(once(Nudge("Try b.", "spinning"), lambda watch: watch.step == 1))
+    model = Watched(ONE_BY_ONE)
+    with house(model, critic=critic) as it:
+        result = it.start().result(10)
+        nudges = [message for message in result.transcript if message.origin == "nudge"]
+        assert [message.text for message in nudges] == ["Try b."]
+        assert nudges[0] in model.seen(1)
+        assert problems(result.transcript) == []
+        assert [(one.text, one.stall) for one in it.trail.of(Nudged)] == [("Try b.", "spinning")]
+
+
+def test_an_extension_raises_the_ceiling_of_a_run_in_flight_up_to_its_limit() -> None:
+    script = [call("look", what=str(n)) for n in range(9)] + [say("done")]
+    critic = Told(lambda watch: Extend(steps=4, reason="healthy") if watch.step == watch.step_ceiling else None)
+    with house(script, worker(step_ceiling=3, limits=Limits(max_ceiling=9)), critic=critic) as it:
+        result = it.start().result(10)
+        assert (result.status, result.steps) == ("out_of_steps", 9)
+        assert [one.steps for one in it.trail.of(Extended)][:2] == [4, 4]
+    with house(script, worker(step_ceiling=3), critic=critic) as it:
+        assert it.start().result(10).output == "done"
+
+
+def test_an_extension_moves_the_deadline_of_the_budget() -> None:
+    critic = Told(once(Extend(seconds=60.0), lambda watch: watch.step == 1))
+    model = Watched([call("look", what="a"), say("done")])
+    with house(model, worker(budget=Budget(wall_s=0.2)), critic=critic) as it, model.held_at(1) as held:
+        handle = it.start()
+        held.wait()
+        beyond = lambda: [watch for watch in critic.watched if watch.active_s > 0.3]  # noqa: E731
+        wait_until(beyond, 10)
+        assert beyond()[0].deadline_s == pytest.approx(60.2)
+        held.let_go()
+        assert handle.result(10).output == "done"
+
+
+def test_a_kill_is_terminal_in_the_middle_of_a_hanging_call() -> None:
+    critic = Told(lambda watch: KillRun("hangs") if watch.zone == "model" and watch.zone_s > 0.03 else None)
+    model = Watched(ONE_BY_ONE)
+    with house(model, critic=critic) as it, model.held_at(1):
+        outcome = it.start(stop_policy=StopPolicy(grace_s=1)).outcome(10)
+        assert outcome == Killed("critic", "hangs")
+
+
+def test_a_kill_between_steps_is_terminal() -> None:
+    critic = Told(lambda watch: KillRun("enough") if watch.step == 2 else None)
+    with house(ONE_BY_ONE, critic=critic) as it:
+        assert it.start().outcome(10) == Killed("critic", "enough")
+        assert it.trail.of(KillOrdered)
+
+
+def test_a_restart_in_the_middle_of_a_hanging_call_goes_on_from_the_last_snapshot() -> None:
+    critic = Told(
+        lambda watch: RestartRun("hangs") if watch.attempt == 1 and watch.step == 1 and watch.zone_s > 0.02 else None
+    )
+    model = Watched(ONE_BY_ONE)
+    hung: list[int] = []
+
+    async def hang_once(request: Any) -> None:
+        if request.step == 1 and not hung:
+            hung.append(1)
+            await asyncio.Event().wait()
+
+    model.before = hang_once
+    with house(model, critic=critic) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().attempt == 2
+        assert it.traces.count("a") == 1
+        assert [one.reason for one in it.trail.of(RestartOrdered)] == ["hangs"]
+
+
+def test_a_restart_between_steps_happens_once_and_the_ladder_goes_on() -> None:
+    critic = Told(lambda watch: RestartRun("spins") if watch.step == 1 and watch.memo.restarts == 0 else None)
+    with house(ONE_BY_ONE, critic=critic) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().attempt == 2
+        assert [one.reason for one in it.trail.of(RestartOrdered)] == ["spins"]
+        assert max(watch.memo.restarts for watch in critic.watched) == 1
+
+
+def test_a_critic_that_raises_harms_nothing() -> None:
+    def judge(watch: Watch) -> Verdict | None:
+        raise ZeroDivisionError
+
+    with house(ONE_BY_ONE, critic=Told(judge)) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().restarts == 0
+
+
+def test_the_hard_deadline_binds_the_run() -> None:
+    model = Watched(ONE_BY_ONE)
+    with house(model, critic=Told(lambda watch: None, hard_deadline_s=0.1)) as it, model.held_at(0):
+        assert it.start().outcome(10) == TimedOut()
+
+
+def test_heartbeats_of_a_tool_are_signs_of_life() -> None:
+    @tool(effect="pure")
+    async def slow(context: ToolContext) -> str:
+        for _ in range(20):
+            context.heartbeat()
+            await asyncio.sleep(0.005)
+        return "ok"
+
+    critic = Told(lambda watch: None)
+    with house([call("slow"), say("done")], worker(tools=("slow",)), critic=critic, tools=[slow]) as it:
+        it.start().result(10)
+    seen = [watch for watch in critic.watched if watch.zone == "tool"]
+    assert max(watch.zone_s for watch in seen) > 0.05
+    assert seen[-1].idle_s < seen[-1].zone_s
+
+
+def test_the_default_ends_a_spinning_run_by_its_ladder_nudge_restart_kill() -> None:
+    ladder = Ladder(min_gap_s=0.0, max_nudges=1, max_restarts=1)
+    with house(
+        lambda request: call("look", what="same"),
+        worker(step_ceiling=60, limits=Limits(same_call_in_a_row=50)),
+        critic=LadderCritic(ladder=ladder),
+    ) as it:
+        outcome = it.start().outcome(10)
+        assert isinstance(outcome, Killed)
+        assert outcome.by == "critic"
+        assert "spinning" in outcome.reason
+        orders = [kind for kind in it.trail.kinds() if kind in {"Nudged", "RestartOrdered", "KillOrdered"}]
+        assert orders == ["Nudged", "RestartOrdered", "KillOrdered"]
+
+
+def test_the_default_ends_a_run_that_hangs_at_the_same_call_over_and_over() -> None:
+    ladder = Ladder(hung_after_s=0.05, min_gap_s=0.0, max_restarts=2)
+    model = Watched(ONE_BY_ONE)
+    with house(model, critic=LadderCritic(ladder=ladder, every_s=0.01)) as it, model.held_at(1):
+        handle = it.start(stop_policy=StopPolicy(grace_s=1))
+        outcome = handle.outcome(20)
+        assert isinstance(outcome, Killed | Failed)
+        assert isinstance(outcome, Killed), outcome
+        assert handle.status().attempt == 3
+        assert it.traces.count("a") == 1
+
+
+def test_the_default_leaves_a_healthy_run_alone() -> None:
+    with house(ONE_BY_ONE, critic=LadderCritic()) as it:
+        assert it.start().result(10).output == "done"
+        assert not {"Nudged", "RestartOrdered", "KillOrdered", "Extended"} & set(it.trail.kinds())

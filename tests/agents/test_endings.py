@@ -1,0 +1,238 @@
+"""The decision table of agents' runs, each row through a real runtime over LMDB: what happened, the record, what follows."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executus.actors import RunStatus, StopPolicy
+from executus.actors.agents.agent import Invocation
+from executus.actors.agents.audit import RunConcluded
+from executus.actors.agents.critic import KillRun, Watch
+from executus.actors.agents.errors import FatalModelError, ModelError
+from executus.actors.agents.scripted import call, fail, say
+from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, TimedOut
+from executus.stores import MemoryStore, StoreUnavailable
+from tests.agents.house import House, Traces, Watched, house, worker
+from tests.waiting import wait_until
+
+STEPS = [call("look", what="a"), call("look", what="b"), say("done")]
+
+
+def concluded(it: House) -> str:
+    wait_until(lambda: it.trail.of(RunConcluded), 10)
+    (entry,) = it.trail.of(RunConcluded)
+    return str(entry.status)
+
+
+def test_success(store_path: Path) -> None:
+    with house(STEPS, store=store_path) as it:
+        handle = it.start()
+        assert isinstance(handle.outcome(10), Completed)
+        assert handle.status().status is RunStatus.COMPLETED
+        assert concluded(it) == "completed"
+
+
+def test_a_shutdown_suspends_it_and_the_next_boot_resumes_it(store_path: Path) -> None:
+    model, traces = Watched(STEPS), Traces()
+    with house(model, store=store_path, traces=traces) as it, model.held_at(1) as held:
+        handle = it.start(stop_policy=StopPolicy(grace_s=0.05))
+        held.wait()
+        it.runtime.drain(5)
+        assert handle.status().status is RunStatus.SUSPENDED
+        assert concluded(it) == "suspended"
+    with house(model, store=store_path, traces=traces) as it:
+        assert it.runtime.get("r").result(10).output == "done"
+        assert concluded(it) == "completed"
+    assert traces.count("a") == 1
+
+
+def test_a_kill_of_the_critics_is_terminal(store_path: Path) -> None:
+    class Kills:
+        every_s = 1.0
+        hard_deadline_s = None
+
+        def judge(self, watch: Watch) -> Any:
+            return KillRun("no good") if watch.step == 2 else None
+
+    with house(STEPS, store=store_path, critic=Kills()) as it:
+        assert it.start().outcome(10) == Killed("critic", "no good")
+        assert concluded(it) == "killed"
+    with house(STEPS, store=store_path) as it:
+        assert it.runtime.get("r").status().status is RunStatus.KILLED
+
+
+def test_a_kill_of_an_operators_is_terminal(store_path: Path) -> None:
+    model = Watched(STEPS)
+    with house(model, store=store_path) as it, model.held_at(1) as held:
+        handle = it.start()
+        held.wait()
+        handle.kill("stop it", by="ann", timeout_s=10)
+        assert handle.outcome(10) == Killed("ann", "stop it")
+        assert concluded(it) == "killed"
+
+
+def test_a_cancel_of_the_callers_is_terminal(store_path: Path) -> None:
+    model = Watched(STEPS)
+    with house(model, store=store_path) as it, model.held_at(1) as held:
+        handle = it.start(stop_policy=StopPolicy(grace_s=0.05))
+        held.wait()
+        handle.cancel("changed my mind", by="ann", timeout_s=10)
+        assert handle.outcome(10) == Cancelled("ann", "changed my mind")
+        assert concluded(it) == "cancelled"
+
+
+def test_the_runs_deadline_times_it_out(store_path: Path) -> None:
+    model = Watched(STEPS)
+    with house(model, store=store_path) as it, model.held_at(1):
+        handle = it.start(stop_policy=StopPolicy(run_timeout_s=0.2, grace_s=0.05))
+        assert handle.outcome(10) == TimedOut()
+        assert concluded(it) == "timed_out"
+
+
+def test_a_fatal_error_of_the_model_fails_it_and_it_can_be_resumed_by_hand(store_path: Path) -> None:
+    traces = Traces()
+    with house([STEPS[0], fail(FatalModelError("no credit")), *STEPS[1:]], store=store_path, traces=traces) as it:
+        outcome = it.start().outcome(10)
+        assert isinstance(outcome, Failed)
+        assert outcome.restarts == 0
+        assert outcome.error.facts["requests"] == 1
+        assert concluded(it) == "failed"
+        assert it.runtime.resume("r").result(10).output == "done"
+    assert traces.count("a") == 1
+
+
+def test_a_transient_error_of_the_model_restarts_it_with_backoff_from_the_last_snapshot(store_path: Path) -> None:
+    with house([STEPS[0], fail(ModelError("503"), times=2), *STEPS[1:]], store=store_path) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().restarts == 2
+        assert it.traces.count("a") == 1
+        assert concluded(it) == "completed"
+
+
+def test_a_model_that_stays_away_fails_it_when_its_restarts_are_spent(store_path: Path) -> None:
+    with house([fail(ModelError("503"), times=None)], store=store_path) as it:
+        outcome = it.start().outcome(10)
+        assert isinstance(outcome, Failed)
+        assert outcome.restarts == 3
+        assert outcome.error.type.endswith("ModelError")
+
+
+def test_an_error_before_the_first_step_fails_it(store_path: Path) -> None:
+    with house(STEPS, store=store_path) as it:
+        task = it.agents.task("worker", "Go.")
+        other = house(STEPS, worker(id="other"), tools=[])
+        del other
+        broken = type(task)(worker(tools=("gone",)), Invocation(prompt="Go."))
+        handle = it.runtime.start(it.agents.runs[0].run_class, broken, run_id="r")  # past the house's door
+        outcome = handle.outcome(10)
+        assert isinstance(outcome, Failed)
+        assert outcome.phase.value == "begin"
+        assert "unknown tool 'gone'" in outcome.error.message
+
+
+# --- a crash in each port
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("boom"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), MemoryError()]
+)
+def test_whatever_a_model_raises_restarts_the_run_and_harms_no_other(error: BaseException) -> None:
+    with house([fail(error, times=1), say("done")]) as it:
+        others = [it.start(run_id=f"o{n}", agent=worker(id=f"other{n}", tools=())) for n in range(3)]
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().restarts == 1
+        assert all(one.result(10).output == "done" for one in others)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("disk")])
+def test_an_exception_of_a_tool_is_a_result(error: BaseException) -> None:
+    with house(STEPS) as it:
+        it.traces.fail["a"] = error
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().restarts == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_is_no_exception_from_a_tool_restarts_the_run(error: BaseException) -> None:
+    with house(STEPS) as it:
+        it.traces.fail["a"] = error
+        handle = it.start()
+        wait_until(lambda: it.traces.count("a") == 2, 10)
+        it.traces.fail.clear()
+        assert handle.result(10).output == "done"
+
+
+class Raises:
+    """A port whose every method raises."""
+
+    every_s = 0.01
+    hard_deadline_s = None
+    threshold = 0.0
+
+    def judge(self, watch: Any) -> Any:
+        raise RuntimeError("critic")
+
+    def record(self, entry: Any) -> None:
+        raise RuntimeError("audit")
+
+    def compact(self, messages: Any, limit_tokens: int, info: Any) -> Any:
+        raise RuntimeError("compactor")
+
+
+@pytest.mark.parametrize("port", ["critic", "audit", "compactor"])
+def test_a_port_that_raises_harms_nothing(port: str) -> None:
+    with house(STEPS, **{port: Raises()}) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        assert handle.status().restarts == 0
+
+
+def test_a_compactor_that_makes_an_illegal_transcript_is_not_heard() -> None:
+    class Careless:
+        threshold = 0.0
+
+        def compact(self, messages: Any, limit_tokens: int, info: Any) -> Any:
+            return tuple(message for message in messages if message.role != "tool")
+
+    model = Watched(STEPS)
+    with house(model, compactor=Careless()) as it:
+        assert it.start().result(10).output == "done"
+    assert len(model.seen()) == 5
+
+
+def test_what_a_compactor_leaves_out_is_saved_all_the_same() -> None:
+    class Last:
+        threshold = 0.0
+
+        async def compact(self, messages: Any, limit_tokens: int, info: Any) -> Any:
+            return (messages[0], *messages[-2:]) if len(messages) > 3 else messages
+
+    model = Watched(STEPS)
+    with house(model, compactor=Last()) as it:
+        assert len(it.start().result(10).transcript) == 6
+    assert len(model.seen()) == 3
+
+
+def test_a_store_that_does_not_take_a_new_run_degrades_it_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Refuses(MemoryStore):
+        refuses = False
+
+        def commit(self, operations: Any, /) -> Any:
+            if self.refuses:
+                raise StoreUnavailable("the disk is full")
+            return super().commit(operations)
+
+    store = Refuses()
+    with house(STEPS, store=store, runtime_options={"start_timeout_s": 0.2}) as it:
+        store.refuses = True
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        store.refuses = False
+    assert "runs without being saved" in caplog.text
