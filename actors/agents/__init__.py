@@ -38,7 +38,6 @@ from executus.actors.agents.model import Model, ModelReply, ModelRequest, Tier, 
 from executus.actors.agents.parts import Image, Message, Text, Thinking, ToolCall, ToolResult, Usage
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.pipeline_run import PipelineRun
-from executus.actors.agents.provider import PydanticModel
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say, think
 from executus.actors.agents.shortening import Shortening
 from executus.actors.agents.steering import FollowUp, Steer
@@ -81,7 +80,6 @@ __all__ = [
     "PhaseContext",
     "PhaseResult",
     "PipelineRun",
-    "PydanticModel",
     "RateLimited",
     "RepeatedCall",
     "RestartRun",

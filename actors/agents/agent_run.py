@@ -25,9 +25,7 @@ class AgentRun(Behaviour[AgentState]):
         prompt = user(invocation.prompt, invocation.images)
         return AgentState(
             setup=Journal((setup,)),
-            conversation=Conversation(
-                ceiling=task.agent.step_ceiling, transcript=Journal[Message]().append(prompt)
-            ),
+            conversation=Conversation(ceiling=task.agent.step_ceiling, transcript=Journal[Message]().append(prompt)),
         )
 
     async def step(self, state: AgentState, /) -> AgentState | Wait[AgentState] | Done[AgentResult]:

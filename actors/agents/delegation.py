@@ -6,8 +6,8 @@ Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import assert_never
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, assert_never
 
 import msgspec
 
@@ -126,7 +126,7 @@ def read(call: ToolCall, outcome: Outcome, reserved: Budget, result_chars: int) 
         case Completed(result):
             return _result(call, str(result), result_chars), NOTHING, 0
         case Failed(error):
-            facts = error.facts
+            facts: Mapping[str, Any] = getattr(error, "facts", {})
             used = Usage(
                 input_tokens=_whole(facts.get("input_tokens")),
                 output_tokens=_whole(facts.get("output_tokens")),
