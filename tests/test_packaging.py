@@ -68,9 +68,8 @@ def test_the_wheel_says_pyprojects_version_extras_and_command(wheel: zipfile.Pat
     metadata = Parser().parsestr(wheel.root.read(f"{dist_info}/METADATA").decode())
     project = PYPROJECT["project"]
     assert metadata["Version"] == project["version"]
-    assert (
-        set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"]) == {"cli", "test", "dev"}
-    )
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert extras == set(project["optional-dependencies"]) == {"cli", "llm", "test", "dev"}
     commands = wheel.root.read(f"{dist_info}/entry_points.txt").decode()
     assert "executus = executus.actors.console.main:main" in commands
 
