@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from executus.actors.boot import Resume, SetAsideAs, plan
+from executus.actors.boot import BootFacts, Resume, SetAsideAs, plan
 from executus.actors.deliveries import Deliveries, append_of
 from executus.actors.desk import RETRY_S, Desk, Lifecycle, Verdicts, taken
 from executus.actors.errors import (
@@ -26,6 +26,7 @@ from executus.actors.errors import (
 )
 from executus.actors.events import RunResumed, RunSettled, RunStarted, RuntimeOpened
 from executus.actors.family import Family, parent_ended
+from executus.actors.flights import flight_of_dead, ring_of_dead
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, Stage, ended_error
 from executus.actors.messages import ChildrenSpawned, EndRun, ResumeRun, SpawnChildren, StartOrder, StartRuns
@@ -416,10 +417,11 @@ class Admission:
             stored = store.load(claim.run_id)
             if stored is None:
                 continue
-            match plan(boot_facts(self._env, stored)):
+            facts = boot_facts(self._env, stored)
+            match plan(facts):
                 case Resume() as comes_back:
                     resumed += 1
-                    inc, operation = self._comes_back(stored, comes_back)
+                    inc, operation = self._comes_back(stored, comes_back, facts)
                     if comes_back.suspect and operation.claim.status is RunStatus.RUNNING:
                         self.suspects.hold(inc, operation)
                     else:
@@ -429,10 +431,7 @@ class Admission:
                     quarantined += status is RunStatus.QUARANTINED
                     self._tell_set_aside(stored, status, reason)
                     if (claim.status, claim.reason) != (status, reason):
-                        at_s = self._env.clock.wall_s()
-                        kin = stored_kin(self._env, stored)
-                        aside = SetAside(expected=claim.token, status=status, reason=reason, at_s=at_s, rouses=kin)
-                        batch.append((None, aside))
+                        batch.append((None, self._set_aside(stored, facts, status, reason)))
             if len(batch) == RECOVERY_BATCH:
                 batches.append(batch)
                 batch = []
@@ -445,7 +444,7 @@ class Admission:
         self.suspects.admit()
         self._desk.look_soon()  # passivated runs are not loaded; whose time has come are activated beside the others
 
-    def _comes_back(self, stored: StoredRun, planned: Resume) -> tuple[Incarnation, Claim]:
+    def _comes_back(self, stored: StoredRun, planned: Resume, facts: BootFacts) -> tuple[Incarnation, Claim]:
         record = stored.record
         definition = None if record is None else self._env.registry.named(record.run_type)
         assert record is not None  # plan() resumes nothing else
@@ -461,7 +460,24 @@ class Admission:
         self._desk.table[claim.run_id] = inc
         if cause is not None:
             inc.causes.append(cause)
-        return inc, Claim(claim=claim, expected=stored.claim.token, outcome=outcome, rouses=kin)
+        flight = None
+        if planned.strikes > stored.claim.strikes:
+            inc.flight = ring_of_dead(self._env, facts)
+            flight = flight_of_dead(self._env, inc.flight, facts, claim.status)
+        return inc, Claim(claim=claim, expected=stored.claim.token, outcome=outcome, flight=flight, rouses=kin)
+
+    def _set_aside(self, stored: StoredRun, facts: BootFacts, status: RunStatus, reason: str) -> SetAside:
+        claim, flight = stored.claim, None
+        if claim.status is RunStatus.RUNNING:
+            flight = flight_of_dead(self._env, ring_of_dead(self._env, facts), facts, status)
+        return SetAside(
+            expected=claim.token,
+            status=status,
+            reason=reason,
+            at_s=self._env.clock.wall_s(),
+            flight=flight,
+            rouses=stored_kin(self._env, stored),
+        )
 
     def _killed_with_its_parent(self, inc: Incarnation) -> None:
         with suppress(ExecutusError):  # what cannot be read now is found orphaned at the next boot

@@ -16,7 +16,7 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `known_schema` is None where the run type is not registered; `snapshot_schema` None where nothing was saved yet.
     `unreadable` says what is damaged, `unfit` what is whole and not for this code. `link` is None, too, where the
-    parent's claim cannot be read: then nobody knows that it has ended.
+    parent's claim cannot be read: then nobody knows that it has ended. `saved_seq` is for its flight record.
     """
 
     claim: RunClaim
@@ -26,6 +26,7 @@ class BootFacts(msgspec.Struct, frozen=True, kw_only=True):
     waiting: bool
     unreadable: str | None
     unfit: str | None = None
+    saved_seq: int | None = None
     link: ParentLink | None = None
     parent: RunClaim | None = None
 

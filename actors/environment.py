@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from executus.actors.clock import Clock, Timers
 from executus.actors.dispatcher import Dispatcher
 from executus.actors.events import EventBus, RunEvent
+from executus.actors.flight_ring import is_telling, ring_of
 from executus.actors.incarnation import Incarnation
 from executus.actors.outcomes import ErrorInfo
 from executus.actors.retention import DEFAULT_RETENTION, RetentionPolicy
@@ -88,17 +89,18 @@ class Environment:
         return self._opened_at_s + self.clock.now_s()
 
     def emit(self, kind: type[RunEvent], inc: Incarnation, **facts: Any) -> None:
-        """Emit an event of a live run. On any thread."""
+        """Emit an event of a live run; its flight ring hears of it as well. On any thread."""
         claim = inc.claim
-        self.events.emit(
-            kind(
-                run_id=inc.run_id,
-                run_type=inc.definition.name,
-                attempt=claim.attempt,
-                epoch=claim.epoch,
-                **facts,
-            )
+        event = kind(
+            run_id=inc.run_id,
+            run_type=inc.definition.name,
+            attempt=claim.attempt,
+            epoch=claim.epoch,
+            **facts,
         )
+        if (inc.flight is not None or is_telling(event)) and inc.durable:
+            ring_of(inc).hear(self.clock.wall_s(), event)
+        self.events.emit(event)
 
     def steady_at(self, now_s: float) -> float:
         """The steady time of a monotonic one."""

@@ -21,6 +21,7 @@ from executus.actors.errors import (
     RunQuarantined,
     RunTimedOut,
 )
+from executus.actors.flight_ring import FlightRing
 from executus.actors.future import Promise
 from executus.actors.messages import PROCEED
 from executus.actors.outcomes import (
@@ -247,6 +248,7 @@ class Incarnation:
         "__weakref__",
         "_sleeper",
         "attempt_ref",
+        "beat",
         "causes",
         "children",
         "claim",
@@ -258,6 +260,7 @@ class Incarnation:
         "durable_waiters",
         "ending",
         "first_id",
+        "flight",
         "heartbeat_s",
         "history",
         "idle",
@@ -321,6 +324,10 @@ class Incarnation:
         self.history = NO_RESTARTS
         self.heartbeat_s: float | None = None
         self.progress: Progress | None = None
+        self.beat: tuple[float, str] | None = None
+        """The last `context.heartbeat`, monotonic, and what came with it; `heartbeat_s` is of the callback in hand."""
+        self.flight: FlightRing | None = None
+        """Made by `ring_of`, once there is something to tell: most runs never have one."""
         self.last_error: ErrorInfo | None = None
         self.children: dict[str, str] = {}
         self.told_of: set[str] | None = None

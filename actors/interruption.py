@@ -11,6 +11,7 @@ import msgspec
 
 from executus.actors.desk import Desk, Lifecycle, Verdicts
 from executus.actors.events import MessagesLost, RunHung, RuntimeDraining, RunUnstopped
+from executus.actors.flights import flight_of, note_kill
 from executus.actors.incarnation import Ending, Incarnation, Stage, tell_if_alive
 from executus.actors.messages import CancelCallback, DrainDeadline, DrainRuns, EndRun, Interrupted, SweepIdle
 from executus.actors.outcomes import (
@@ -150,6 +151,7 @@ class Interruption:
 
     def entomb(self, inc: Incarnation, cause: KillRequested) -> None:
         """Commit the tombstone of a run whose claim is known, and signal when it is there."""
+        note_kill(self._env, inc, cause)
         self._desk.arm(inc, "tombstone", inc.policies.stop.grace_s)
         self._commit_tombstone(inc, cause, inc.claim.token)
 
@@ -173,17 +175,9 @@ class Interruption:
                 case Refused():
                     inc.killed_by = None  # it ended by itself first: that ending stands
 
-        self._desk.commit(
-            [
-                Claim(
-                    claim=tombstone,
-                    expected=expected,
-                    outcome=encode_outcome(Killed(cause.by, cause.reason)),
-                    rouses=inc.kin(),
-                )
-            ],
-            then,
-        )
+        outcome, flight = encode_outcome(Killed(cause.by, cause.reason)), flight_of(self._env, inc, RunStatus.KILLED)
+        operation = Claim(claim=tombstone, expected=expected, outcome=outcome, flight=flight, rouses=inc.kin())
+        self._desk.commit([operation], then)
 
     def tombstone_late(self, inc: Incarnation) -> None:
         """The store has not taken the tombstone within the grace. Of a run that settles, either may be taken first."""

@@ -60,6 +60,19 @@ class ErrorInfo(msgspec.Struct, frozen=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+class ErrorLink(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One error of a chain. `relation` is what it is to the one before: `cause`, `context` or `member` of its group.
+
+    `frames` are `file:line in function`, the innermost last, of which `left_out` outer ones are not there.
+    """
+
+    relation: str
+    type: str
+    message: str
+    frames: tuple[str, ...] = ()
+    left_out: int = 0
+
+
 def qualified_name(kind: type) -> str:
     """The name under which a policy's `fatal` finds an exception class; builtins without their module."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -90,7 +103,7 @@ def traceback_text(error: BaseException) -> str:
     """Its traceback, cut, without local variables and the runtime's own frames on top. Never raises."""
     try:
         described = tracebacks.TracebackException(
-            type(error), error, _from_user_code(error.__traceback__), capture_locals=False, compact=True
+            type(error), error, from_user_code(error.__traceback__), capture_locals=False, compact=True
         )
         text = "".join(described.format())
     except BaseException as failure:  # noqa: BLE001 - formatting calls the error's own __str__ and __notes__
@@ -98,7 +111,7 @@ def traceback_text(error: BaseException) -> str:
     return text.encode("utf-8", "backslashreplace").decode()[-MAX_TRACEBACK_CHARS:]
 
 
-def _from_user_code(trace: TracebackType | None) -> TracebackType | None:
+def from_user_code(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the runtime's own frames on top: they are the same for every crash and tell nothing."""
     while trace is not None and trace.tb_next is not None and _is_ours(trace):
         trace = trace.tb_next
@@ -223,12 +236,14 @@ Exit = (
 class ExitEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about an ended attempt. `causes` in the order in which they were recorded; `done` is what Done held.
 
-    `rested` says that it left by itself, waiting, with everything saved.
+    `rested` says that it left by itself, waiting, with everything saved. `chain` is `error` once more with what led to
+    it: for the flight record, nothing is decided by it.
     """
 
     phase: Phase
     done: Completed[Any] | None = None
     error: ErrorInfo | None = None
+    chain: tuple[ErrorLink, ...] = ()
     causes: tuple[Cause, ...] = ()
     unreadable: str | None = None
     incompatible: str | None = None

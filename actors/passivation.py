@@ -11,6 +11,7 @@ from executus.actors.desk import RETRY_S, Desk, Lifecycle, Verdicts
 from executus.actors.dormitory import Dormitory
 from executus.actors.events import RunActivated, RunPassivated
 from executus.actors.family import Family, parent_ended
+from executus.actors.flights import flight_of
 from executus.actors.incarnation import Ending, Incarnation, Stage
 from executus.actors.interruption import Interruption
 from executus.actors.messages import ActivateRun, EndRun
@@ -68,6 +69,7 @@ class Passivation:
             status=RunStatus.PASSIVATED,
             ended_at_s=self._env.steady_s(),
             dues=self._dues(inc),
+            flight=flight_of(self._env, inc, RunStatus.PASSIVATED),
         )
 
         def then(verdicts: Verdicts) -> None:

@@ -13,6 +13,7 @@ from executus.actors.actor import Actor, ExitReport
 from executus.actors.definition import decode_next
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
+from executus.actors.error_chain import chain_of
 from executus.actors.errors import CallbackHung, MessageUnreadable, NoReply, RunCrashed, SaveRejected
 from executus.actors.events import MessageExpired, RunRestored, SaveRefused
 from executus.actors.incarnation import UNREAD, Incarnation, Letter, Posted, tell_if_alive
@@ -758,6 +759,7 @@ class RunActor(Actor):
             phase=phase,
             done=self.done if error is None else None,
             error=info,
+            chain=() if error is None else chain_of(error),
             causes=tuple(inc.causes),
             unreadable=unreadable,
             incompatible=incompatible,

@@ -15,10 +15,11 @@ from executus.actors.definition import checked_labels
 from executus.actors.environment import Environment
 from executus.actors.errors import NotDurable
 from executus.actors.events import RunProgressed
+from executus.actors.flight import DETAIL_CHARS
 from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Progress, fenced_error
 from executus.actors.messages import EndRun, StartOrder
-from executus.actors.outcomes import KillRequested
+from executus.actors.outcomes import KillRequested, safe_text
 from executus.actors.run import ChildRef, Run
 from executus.actors.save_wait import SaveWait
 from executus.actors.worker_call import WorkerCall
@@ -119,8 +120,12 @@ class AttemptContext:
     def heartbeat(self, details: object = None) -> None:
         """See RunContext."""
         self._check_fence()
-        self._incarnation.heartbeat_s = self._env.clock.now_s()
-        if details is not None:
+        inc = self._incarnation
+        inc.heartbeat_s = now_s = self._env.clock.now_s()
+        if details is None:
+            inc.beat = (now_s, "")
+        else:
+            inc.beat = (now_s, safe_text(details)[:DETAIL_CHARS])  # here, on the thread whose object it is
             self.log.debug("heartbeat", details=details)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

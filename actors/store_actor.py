@@ -316,7 +316,7 @@ class StoreActor(Actor):
                 slot.acknowledge(published.seq)  # a newer one is stored already, under this very claim
             case Refused(Refusal.FENCED, current) if current is not None and _is_earlier_claim(slot, current):
                 assert slot.claim is not None
-                slot.claim = Claim(claim=slot.claim.claim, expected=current.token)
+                slot.claim = msgspec.structs.replace(slot.claim, expected=current.token)
                 slot.dirty = True  # it stays with us
                 self._slots[slot] = None
                 self._flush_soon()

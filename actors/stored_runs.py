@@ -304,6 +304,7 @@ def boot_facts(env: BootSources, stored: StoredRun) -> BootFacts:
         waiting=snapshot is not None and snapshot.waiting,
         unreadable=unreadable,
         unfit=unfit,
+        saved_seq=None if snapshot is None else snapshot.seq,
         link=link,
         parent=None if parent is None else parent.claim,
     )

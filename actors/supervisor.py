@@ -17,6 +17,7 @@ from executus.actors.environment import Environment
 from executus.actors.errors import ActorError
 from executus.actors.events import MessagesLost, RunExited, RunRestarting, RunSettled
 from executus.actors.family import Family
+from executus.actors.flights import flight_of, note_exit
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation, Letter, Stage, ended_error, tell_if_alive
 from executus.actors.interruption import Interruption
@@ -304,6 +305,7 @@ class RunSupervisor(Actor):
         if error is not None and (isinstance(exit_, Crashed) or not (cancelled or isinstance(exit_, Parked))):
             inc.last_error = error
             self.desk.emit(RunExited, inc, error=error, phase=evidence.phase, seq=inc.restored_seq)
+        note_exit(self.env, inc, evidence, exit_)
         if isinstance(exit_, Killed):
             self.finish(inc, Ending(RunStatus.KILLED, exit_, exit_.reason))  # its tombstone is the record already
             return
@@ -391,7 +393,7 @@ class RunSupervisor(Actor):
         self._claim_restart(inc, before, claim, inc.claim.token if before.claim is None else before.claim.expected)
 
     def _claim_restart(self, inc: Incarnation, before: SaveSlot, claim: RunClaim, expected: Token | None) -> None:
-        operation = Claim(claim=claim, expected=expected)
+        operation = Claim(claim=claim, expected=expected, flight=flight_of(self.env, inc, RunStatus.RUNNING))
 
         def go_on(unseen: Claim | None) -> None:
             inc.claim, before.claim = claim, unseen
@@ -444,12 +446,14 @@ class RunSupervisor(Actor):
             return
         self._endings[inc] = ending
         operation: Operation
+        flight = flight_of(self.env, inc, status)
         if status in {RunStatus.PARKED, RunStatus.QUARANTINED}:
             operation = SetAside(
                 expected=inc.claim.token,
                 status=status,
                 reason=reason,
                 at_s=self.env.clock.wall_s(),
+                flight=flight,
                 rouses=inc.kin(),
             )
         else:
@@ -461,6 +465,7 @@ class RunSupervisor(Actor):
                 outcome=data,
                 ended_at_s=self.env.clock.wall_s(),
                 consumed_through=inc.slot.result_through if data is result and inc.slot is not None else 0,
+                flight=flight,
                 rouses=inc.kin(),
             )
 
