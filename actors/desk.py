@@ -152,6 +152,8 @@ class Desk:
 
     def _may_have_roused(self, operation: Operation) -> bool:
         match operation:
+            case Settle(rouses_children=True):
+                return True
             case Settle(rouses=rouses) | SetAside(rouses=rouses):
                 return any(run_id not in self.table for run_id in rouses)
             case Claim(claim=claim, record=record, expected=expected):

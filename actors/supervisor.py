@@ -467,6 +467,7 @@ class RunSupervisor(Actor):
                 consumed_through=inc.slot.result_through if data is result and inc.slot is not None else 0,
                 flight=flight,
                 rouses=inc.kin(),
+                rouses_children=inc.slot is None,  # it was never launched: perhaps its children could not be read
             )
 
         def then(verdicts: Verdicts) -> None:

@@ -201,8 +201,8 @@ class Batch:
             dues = (ROUSED, *op.dues) if self._has_news(key, fence) else op.dues
             settled = replace(settled, dues=dues or UNSET)
         self._put_claim(key, fence._replace(claim=settled), before)
-        if op.rouses and op.status in TOLD_OF:
-            self._rouse(op.rouses)
+        if op.status in TOLD_OF and (op.rouses or op.rouses_children):
+            self._rouse([*op.rouses, *(self._linked(key) if op.rouses_children else ())])
         return verdict
 
     def _set_aside(self, op: SetAside) -> Fit | Refused:

@@ -77,6 +77,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     whatever `dues` say, where something is there already that it waits for: a message that is not consumed, a child
     among `children()` that has ended, or its parent has. `rouses` are the ids of others whom an ending concerns, its
     parent and its children: those of them that are passivated become due at once, as does who gets an Append.
+    `rouses_children` is for who does not know them: an ending rouses all those that are linked to the run then.
     """
 
     token: Token
@@ -91,6 +92,7 @@ class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     flight: bytes | None = None
     dues: tuple[Due, ...] = ()
     rouses: tuple[str, ...] = ()
+    rouses_children: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for an ending that is none, or a snapshot of another execution."""

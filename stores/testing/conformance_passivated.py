@@ -155,7 +155,7 @@ class Passivating(Conformance):
         assert self.due(store) == []
 
     @pytest.mark.parametrize("order", ["child first", "parent first"])
-    @pytest.mark.parametrize("end", ["settled", "killed", "replaced", "deleted"])
+    @pytest.mark.parametrize("end", ["settled", "settled unknowing", "killed", "replaced", "deleted"])
     def test_the_end_of_its_parent_makes_a_child_due_at_once_whichever_is_first(
         self, store: CheckpointStore, order: str, end: str
     ) -> None:
@@ -164,6 +164,7 @@ class Passivating(Conformance):
         tombstone = claim("parent", LATER, status=RunStatus.KILLED)
         by_name: dict[str, list[Operation]] = {
             "settled": [settled(parent, rouses=("child",))],
+            "settled unknowing": [settled(parent, rouses_children=True)],
             "killed": [Claim(claim=tombstone, expected=parent, rouses=("child",))],
             "replaced": [settled(parent, RunStatus.STOPPED), reborn(parent, LATER)],
             "deleted": [settled(parent, RunStatus.STOPPED), deleted(parent)],
