@@ -372,7 +372,8 @@ def test_a_state_that_the_store_refuses_is_recorded_too() -> None:
     found = flight(store)
     assert found.refused is not None
     assert (found.refused.times, found.refused.seq) == (1, 2)
-    assert (found.seq, found.durable_seq) == (2, 1)
+    assert found.seq == 2
+    assert found.durable_seq < 2  # the first state may have been stored, or passed over
 
 
 def test_messages_that_expired_are_among_the_events() -> None:
