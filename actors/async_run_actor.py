@@ -7,13 +7,22 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from executus.actors.actor import ExitReport
 from executus.actors.incarnation import tell_if_alive
 from executus.actors.outcomes import KillRequested
 from executus.actors.run import current_context
 from executus.actors.run_actor import STEPS_PER_TURN, TURN_S, CallbackEnded, RunActor
+
+TASK_PREFIX: Final = "executus run "
+
+
+def bury(task: asyncio.Task[Any]) -> None:
+    """Close what a task of a closed loop would go on with. It never will, and asyncio would complain of that."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does with its own
+    with contextlib.suppress(RuntimeError):  # a callback that awaits although it is being closed
+        task.get_coro().close()
 
 
 class AsyncRunActor(RunActor):
@@ -34,7 +43,7 @@ class AsyncRunActor(RunActor):
         self.inc.idle = False
         if self.task is None and not self.leaving:
             assert self.env.loop is not None
-            self.task = self.env.loop.create_task(self._live(), name=f"executus run {self.inc.run_id}")
+            self.task = self.env.loop.create_task(self._live(), name=TASK_PREFIX + self.inc.run_id)
             self.task.add_done_callback(self._never_began)
 
     def interrupt(self) -> None:
@@ -57,8 +66,10 @@ class AsyncRunActor(RunActor):
         super().exited(report)
         task, loop = self.task, self.env.loop
         if task is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs there any more
+            try:
                 loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:  # the loop is closed, and nothing runs there any more
+                bury(task)
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step runs none of its own code: its end is told here."""

@@ -9,6 +9,7 @@ import time
 import traceback
 from typing import Any, Final
 
+from executus.actors.async_run_actor import TASK_PREFIX, bury
 from executus.actors.clock import Clock, TimerThread
 from executus.actors.definition import Registry
 from executus.actors.dispatcher import LoopDispatcher, ThreadDispatcher
@@ -102,6 +103,10 @@ class Homes:
             self._async.close()
         if self._loop_thread is not None:
             self._loop_thread.close(timeout_s)
+        elif self._loop is not None and self._loop.is_closed():  # the host closed its loop over runs at work
+            for task in asyncio.all_tasks(self._loop):
+                if task.get_name().startswith(TASK_PREFIX):
+                    bury(task)
         self._timers.close(timeout_s)
         self._pool.close(POOL_CLOSE_S)
 

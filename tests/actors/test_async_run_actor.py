@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from executus.actors import Done, RestartPolicy, Run
 from executus.actors.async_run_actor import AsyncRunActor
 from executus.actors.policies import Backoff
 from executus.actors.runtime import AsyncRuntime
+from tests.waiting import await_until
 
 
 class Once(Run[int, int, int]):
@@ -45,3 +49,58 @@ def test_a_task_that_is_cancelled_before_its_first_step_is_a_crash_like_any_othe
 
     asyncio.run(main())
     assert cancelled == ["r"]
+
+
+class Endless(Run[int, int, int]):
+    """Never comes back from its first step."""
+
+    async def begin(self, number: int) -> int:
+        return number
+
+    async def step(self, number: int) -> int:
+        INSIDE.set()
+        await asyncio.Event().wait()
+        return number
+
+
+INSIDE = threading.Event()
+
+
+def close_the_loop_under_a_run(patch: pytest.MonkeyPatch, *, begun: bool) -> None:
+    INSIDE.clear()
+    loop = asyncio.new_event_loop()
+    runtime = AsyncRuntime(None, runs=[Endless], logger=False)
+    starting: list[asyncio.Task[Any]] = []
+
+    async def main() -> None:
+        await runtime.open()
+        starting.append(asyncio.create_task(runtime.start(Endless, 7, run_id="r")))
+        await await_until(INSIDE.is_set, 20)
+        loop.stop()
+
+    proceed = AsyncRunActor.proceed
+
+    def stopped_before_its_first_step(actor: AsyncRunActor) -> None:
+        proceed(actor)
+        main_task.cancel()
+        loop.stop()
+
+    if not begun:
+        patch.setattr(AsyncRunActor, "proceed", stopped_before_its_first_step)
+    main_task = loop.create_task(main())
+    loop.run_forever()
+    main_task.cancel()
+    for task in (main_task, *starting):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # these two are the host's own
+    loop.close()
+    runtime._core.close()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_runs_on_a_loop_that_its_host_closes_goes_without_a_word(
+    begun: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    close_the_loop_under_a_run(monkeypatch, begun=begun)
+    gc.collect()
+    assert INSIDE.is_set() == begun
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
