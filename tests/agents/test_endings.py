@@ -125,8 +125,6 @@ def test_a_model_that_stays_away_fails_it_when_its_restarts_are_spent(store_path
 def test_an_error_before_the_first_step_fails_it(store_path: Path) -> None:
     with house(STEPS, store=store_path) as it:
         task = it.agents.task("worker", "Go.")
-        other = house(STEPS, worker(id="other"), tools=[])
-        del other
         broken = type(task)(worker(tools=("gone",)), Invocation(prompt="Go."))
         handle = it.runtime.start(it.agents.runs[0].run_class, broken, run_id="r")  # past the house's door
         outcome = handle.outcome(10)
@@ -220,17 +218,21 @@ def test_what_a_compactor_leaves_out_is_saved_all_the_same() -> None:
     assert len(model.seen()) == 3
 
 
-def test_a_store_that_does_not_take_a_new_run_degrades_it_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_does_not_take_a_new_run_degrades_it_with_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executus.actors.admission.START_PATIENCE_S", 0.2)
+
     class Refuses(MemoryStore):
         refuses = False
 
-        def commit(self, operations: Any, /) -> Any:
+        def commit(self, *operations: Any, **options: Any) -> Any:
             if self.refuses:
                 raise StoreUnavailable("the disk is full")
-            return super().commit(operations)
+            return super().commit(*operations, **options)
 
     store = Refuses()
-    with house(STEPS, store=store, runtime_options={"start_timeout_s": 0.2}) as it:
+    with house(STEPS, store=store) as it:
         store.refuses = True
         handle = it.start()
         assert handle.result(10).output == "done"
