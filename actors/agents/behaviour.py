@@ -83,7 +83,7 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
             case ChildEnded():
                 conversation = engine.child_ended(conversation, message)
             case WaitExpired():
-                pass
+                return replace(state, conversation=conversation)  # a step finds that the time is up
         return self.going_on(replace(state, conversation=conversation))
 
     def query(self, state: S, question: Question, /) -> tuple[Message, ...] | RunInfo | AgentProgress:
@@ -144,4 +144,5 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
         engine.record(
             RunConcluded(**engine.at(), status=result.status, reason="", usage=result.usage, steps=result.steps)
         )
+        self.ports.live.pop(engine.info.run_id, None)
         return Done(result)

@@ -163,6 +163,30 @@ def answered(
     return changed
 
 
+def abandoned(conversation: Conversation, why: str) -> Conversation:
+    """Nobody will answer the open calls any more, and the transcript stays legal.
+
+    What was set aside for children that still run counts as used.
+    """
+    if not conversation.open_calls:
+        return conversation
+    total, steps = conversation.usage, conversation.total_steps
+    for one in conversation.delegations:
+        total += one.used if one.answer is not None else all_of(one.reserved)
+        steps += one.steps if one.answer is not None else one.reserved.steps or 0
+    there = {one.call.id: one.answer for one in conversation.delegations if one.answer is not None}
+    answers = [
+        (call, there.get(call.id) or ToolResult(call.id, call.name, why, is_error=True, unknown=True))
+        for call in conversation.open_calls
+    ]
+    return answered(replace(conversation, delegations=(), usage=total, total_steps=steps), answers)
+
+
+def all_of(reserved: Budget) -> Usage:
+    """Everything that was set aside, as usage."""
+    return Usage(input_tokens=reserved.tokens or 0, tool_calls=reserved.tool_calls or 0, usd=reserved.usd or 0.0)
+
+
 def child_ended(conversation: Conversation, key: str, answer: ToolResult, used: Usage, steps: int) -> Conversation:
     """A child has ended. When it was the last one, all their results enter the transcript, in the order of the calls.
 

@@ -13,7 +13,7 @@ import msgspec
 
 from executus.actors.agents.agent import Agent, AgentResult, Budget, Invocation, RunInfo, Task
 from executus.actors.agents.budget import share
-from executus.actors.agents.conversation import Conversation, Delegation, Setup, replace
+from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, replace
 from executus.actors.agents.errors import BudgetExceeded
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage
 from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, Outcome, Quarantined, TimedOut
@@ -149,11 +149,6 @@ def read(call: ToolCall, outcome: Outcome, reserved: Budget, result_chars: int) 
         case _:
             assert_never(outcome)
     return _result(call, text, result_chars, is_error=True), all_of(reserved), reserved.steps or 0
-
-
-def all_of(reserved: Budget) -> Usage:
-    """Everything that was set aside, as usage."""
-    return Usage(input_tokens=reserved.tokens or 0, tool_calls=reserved.tool_calls or 0, usd=reserved.usd or 0.0)
 
 
 def _whole(value: object) -> int:

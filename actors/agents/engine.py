@@ -32,6 +32,7 @@ from executus.actors.agents.conversation import (
     Conversation,
     Delegation,
     Setup,
+    abandoned,
     answered,
     asked_again,
     child_ended,
@@ -107,14 +108,18 @@ class Engine:
             return await self._advanced(conversation, persona)
         except CriticRestart as error:
             return self.given_up(conversation, error)
+        except BudgetExceeded as error:
+            error.facts = {**error.facts, **self.facts(conversation)}
+            conversation = abandoned(conversation, f"not answered: {error}")
+            return Concluded(conversation, conversation.last_words, "out_of_budget", error)
         except AgentError as error:
             # What was used is known here, and whoever reads the outcome wants to know it.
             error.facts = {**error.facts, **self.facts(conversation)}
             raise
 
     async def _advanced(self, conversation: Conversation, persona: Persona) -> Conversation | Concluded:
+        self._check(conversation)
         if conversation.delegations:
-            self._check(conversation)
             return conversation
         self._check_limits(conversation)
         if conversation.open_calls:
@@ -126,11 +131,7 @@ class Engine:
         elif conversation.steps >= conversation.ceiling:
             return Concluded(conversation, conversation.last_words, "out_of_steps")
         else:
-            try:
-                after = await self._ask(conversation, persona)
-            except BudgetExceeded as error:
-                error.facts = {**error.facts, **self.facts(conversation)}
-                return Concluded(conversation, conversation.last_words, "out_of_budget", error)
+            after = await self._ask(conversation, persona)
         return self._judged(after, persona)
 
     # --- restarts that the critic has ordered ---
@@ -197,11 +198,13 @@ class Engine:
                 if waits == MAX_RATE_LIMIT_WAITS:
                     raise
                 wait_s = min(60.0, 2.0**waits) if limited.retry_after_s is None else max(0.0, limited.retry_after_s)
-                self._check(conversation)
+                left_s = self._left(conversation).wall_s
+                wait_s = wait_s if left_s is None else min(wait_s, left_s)
                 self.context.log.info("the model's provider limits the rate", wait_s=wait_s, tier=persona.tier)
                 await self.watched("rate_limit", self.context.sleep(wait_s), conversation, persona.phase)
                 if self.context.cancelled:
                     return None
+                self._check(conversation)
         raise AssertionError  # the loop returns or raises
 
     async def _requested(self, request: ModelRequest, tier: Tier) -> ModelReply:
@@ -267,13 +270,7 @@ class Engine:
         return not self.context.cancelled
 
     async def _call(self, conversation: Conversation, persona: Persona, calls: Sequence[ToolCall]) -> Conversation:
-        try:
-            self._check(conversation, Amount(tool_calls=len(calls)))
-        except BudgetExceeded as error:
-            # The call is answered, so that the transcript stays legal; the next request finds nothing left either.
-            return self._answered(
-                conversation, [(call, ToolResult(call.id, call.name, str(error), is_error=True)) for call in calls]
-            )
+        self._check(conversation, Amount(tool_calls=len(calls)))
         place, indexes = _places(conversation)
         watched = WatchedContext(self.context, self.watcher)
         notes = tuple(conversation.notes)
@@ -442,7 +439,6 @@ class Engine:
                 f"the model made the same call with the same arguments {conversation.repeats} times in a row; "
                 f"limits.same_call_in_a_row is {limits.same_call_in_a_row}"
             )
-        self._check(conversation)
 
     def _left(self, conversation: Conversation) -> Budget:
         return left(

@@ -7,7 +7,7 @@ from typing import Any
 from executus.actors.agents.agent import AgentResult, Phase, PhaseResult, Status, Task, persona_of
 from executus.actors.agents.audit import PhaseBegan, PhaseEnded
 from executus.actors.agents.behaviour import Behaviour, Standable
-from executus.actors.agents.conversation import Conversation, next_phase, replace
+from executus.actors.agents.conversation import Conversation, abandoned, next_phase, replace
 from executus.actors.agents.engine import Concluded, Engine
 from executus.actors.agents.errors import CriticRestart, InvalidAgent
 from executus.actors.agents.parts import NOTHING, Message, Usage, user
@@ -79,6 +79,7 @@ class PipelineRun(Behaviour[PipelineState]):
                 raise  # a run that is asked to end ends by that, whatever its phase raised
             text = safe_text(error) or type(error).__name__
             self.context.log.warning("an optional phase failed", phase=phase.name, exc_info=True)
+            state = replace(state, conversation=engine.timed(abandoned(state.conversation, f"not answered: {text}")))
             return self._over(state, PhaseResult(index=state.at, name=phase.name, status="failed", error=text))
         if isinstance(concluded, Concluded):
             state = replace(state, conversation=engine.timed(concluded.conversation))
@@ -97,7 +98,8 @@ class PipelineRun(Behaviour[PipelineState]):
         goes_on, self._goes_on = self._goes_on, True
         if goes_on or self.began_here or not state.entered or phase.resume == "step":
             return state
-        return replace(state, entered=False)
+        conversation = abandoned(state.conversation, "interrupted: the phase begins anew")
+        return replace(state, entered=False, conversation=conversation)
 
     async def _entered(self, state: PipelineState, phase: Phase, engine: Engine) -> PipelineState:
         """Begin a phase. The boundary before it is durable first: what was paid for is not paid for again."""

@@ -23,8 +23,8 @@ from executus.actors.agents.agent import (
 )
 from executus.actors.agents.audit import ChildSettled, Delegated
 from executus.actors.agents.behaviour import Standing
-from executus.actors.agents.conversation import Conversation, Delegation, Setup, child_ended
-from executus.actors.agents.delegation import all_of, key_of, plan, read
+from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, child_ended
+from executus.actors.agents.delegation import key_of, plan, read
 from executus.actors.agents.errors import FatalModelError
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage, assistant
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
@@ -278,6 +278,18 @@ def test_too_little_left_for_a_child_is_an_error_that_the_model_reads() -> None:
         result = it.start().result(10)
         assert "too little is left of the budget" in results(result)[0].text
         assert result.output == "done"
+
+
+def test_a_budget_of_time_does_not_wait_for_children_and_leaves_a_legal_transcript() -> None:
+    child = Watched([say("too late")])
+    model = ScriptedModel([call("agent__child", prompt="x"), say("never")])
+    agent = parent(palette=("agent__child",), budget=Budget(wall_s=0.3))
+    with house(model, agent, CHILD, models={"child": child}) as it, child.held_at(0):
+        outcome = it.start().outcome(10)
+        assert isinstance(outcome, Failed)
+        assert outcome.error.type.endswith("BudgetExceeded")
+        (child_id,) = [view.run_id for view in it.runtime.runs() if view.parent_run_id == "r"]
+        assert isinstance(it.runtime.get(child_id).outcome(10), Killed), "its parent has ended"
 
 
 # --- pure

@@ -19,6 +19,7 @@ from executus.actors.agents.parts import Image, Text
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
 from executus.actors.agents.steering import Steer
+from executus.actors.agents.transcript import problems
 from executus.actors.outcomes import Cancelled, Failed, Killed, TimedOut
 from tests.agents.house import Traces, Trail, Watched, house
 from tests.doubles import NEVER
@@ -218,6 +219,7 @@ def test_running_out_of_budget_ends_a_phase_with_what_it_has() -> None:
         result = it.start().result(10)
         assert outputs(result) == [("research", "out_of_budget", "half"), ("write", "out_of_budget", "")]
         assert result.status == "out_of_budget"
+        assert problems(result.transcript) == []
 
 
 @pytest.mark.parametrize("how", ["kill", "cancel", "drain", "deadline", "critic"])
@@ -297,6 +299,7 @@ def test_completed_phases_are_skipped_and_the_interrupted_one_goes_on_from_its_s
     assert asked.count(("Write.", 0)) == (1 if resume == "step" else 2)
     assert result.steps == (6 if resume == "step" else 7), "what was used before the interruption still counts"
     assert result.usage.requests == result.steps
+    assert problems(result.transcript) == []
 
 
 def test_after_the_last_boundary_no_model_is_asked_again(store_path: Path) -> None:
