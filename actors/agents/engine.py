@@ -48,7 +48,7 @@ from executus.actors.agents.errors import (
     BudgetExceeded,
     CriticRestart,
     Fact,
-    ModelError,
+    FatalModelError,
     RateLimited,
     RepeatedCall,
     TooManyToolErrors,
@@ -62,6 +62,7 @@ from executus.actors.agents.tool_calls import groups, kind_of, run_group, tool_k
 from executus.actors.agents.transcript import problems, with_ids
 from executus.actors.agents.watcher import WatchedContext, Watcher
 from executus.actors.errors import NotDurable
+from executus.actors.outcomes import safe_text
 from executus.actors.run import ChildEnded, Run, RunContext
 
 T = TypeVar("T")
@@ -163,7 +164,10 @@ class Engine:
         part = conversation.part
         wanted = estimate_tokens(part, persona.system, tools)
         self._check(conversation, Amount(tokens=wanted, steps=1, usd=wanted * tier.usd_in / 1e6))
-        messages = await self._shortened(part, wanted, tier)
+        messages = part
+        compactor = self.ports.compactor
+        if compactor is not None and wanted > (limit := int(tier.context_tokens * compactor.threshold)):
+            messages = await self._shortened(part, max(0, limit - estimate_tokens((), persona.system, tools)))
         request = ModelRequest(
             system=persona.system, messages=messages, tools=tools, info=self.info, step=conversation.steps
         )
@@ -172,8 +176,6 @@ class Engine:
         if reply is None:
             return conversation  # asked to end while it waited for the provider
         message = with_ids(reply.message, len(conversation.transcript))
-        if message.role != "assistant" or not isinstance(reply, ModelReply):
-            raise ModelError(f"a model must answer with a message of the assistant's, not {message.role!r}")
         usage = tier.priced(reply.usage)
         self.record(
             StepTaken(
@@ -212,20 +214,25 @@ class Engine:
             reply: Any = await self.context.run_sync(tier.model.request, request)
         else:
             reply = tier.model.request(request)
-        answer: ModelReply = await reply if inspect.isawaitable(reply) else reply
+        answer: Any = await reply if inspect.isawaitable(reply) else reply
+        if not isinstance(answer, ModelReply) or answer.message.role != "assistant":
+            raise FatalModelError(
+                f"a model must return a ModelReply with a message of the assistant's, not {safe_text(answer)[:80]}"
+            )
         return answer
 
-    async def _shortened(self, part: tuple[Message, ...], tokens: int, tier: Tier) -> tuple[Message, ...]:
+    async def _shortened(self, part: tuple[Message, ...], limit_tokens: int) -> tuple[Message, ...]:
+        """What the model is shown of a part that is too long. A compactor that fails leaves nothing out."""
         compactor = self.ports.compactor
-        if compactor is None or tokens <= tier.context_tokens * compactor.threshold:
-            return part
+        assert compactor is not None
         try:
-            shorter: Any = compactor.compact(part, int(tier.context_tokens * compactor.threshold), self.info)
-            messages = shorter if isinstance(shorter, tuple) else await shorter
+            made = compactor.compact(part, limit_tokens, self.info)
+            messages = made if isinstance(made, tuple) else await made
+            found = problems(messages)
         except Exception:
             self.context.log.warning("the compactor raised; the model sees all of it", exc_info=True)
             return part
-        if found := problems(messages):
+        if found:
             self.context.log.warning("the compactor made an illegal transcript; the model sees all", found=found[:3])
             return part
         return messages

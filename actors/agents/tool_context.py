@@ -24,6 +24,7 @@ class CallContext(Protocol):
     @property
     def cancelled(self) -> bool:
         """See RunContext."""
+        ...
 
     def heartbeat(self, details: object = None) -> None:
         """See RunContext."""
@@ -33,6 +34,7 @@ class CallContext(Protocol):
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """See RunContext."""
+        ...
 
 
 class ToolContext:

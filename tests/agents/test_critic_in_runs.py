@@ -18,7 +18,7 @@ from executus.actors.agents.tool import ToolContext, tool
 from executus.actors.agents.transcript import problems
 from executus.actors.outcomes import Failed, Killed, TimedOut
 from tests.agents.house import Watched, house, worker
-from tests.waiting import wait_until
+from tests.waiting import ticks, wait_until
 
 ONE_BY_ONE = [call("look", what="a"), call("look", what="b"), call("look", what="c"), say("done")]
 
@@ -154,7 +154,7 @@ def test_heartbeats_of_a_tool_are_signs_of_life() -> None:
     async def slow(context: ToolContext) -> str:
         for _ in range(20):
             context.heartbeat()
-            await asyncio.sleep(0.005)
+            await ticks(0.005)
         return "ok"
 
     critic = Told(lambda watch: None)

@@ -23,7 +23,7 @@ from executus.actors.agents.transcript import problems
 from executus.actors.outcomes import Cancelled, Failed, Killed, TimedOut
 from tests.agents.house import Traces, Trail, Watched, house
 from tests.doubles import NEVER
-from tests.waiting import wait_until
+from tests.waiting import await_until, wait_until
 
 
 def pipeline(*phases: Phase, **given: Any) -> Agent:
@@ -329,8 +329,7 @@ def test_every_boundary_is_durable_before_the_next_phase_begins(store_path: Path
         started = threading.Event()
 
         async def look(request: ModelRequest) -> None:
-            while not started.is_set():
-                await asyncio.sleep(0.001)
+            await await_until(started.is_set, 10)
             stored.append(handle.status().durable_seq)
 
         model.before = look
