@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import math
 import traceback as tracebacks
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -33,17 +36,33 @@ class Phase(enum.StrEnum):
     HUNG = "hung"
 
 
+MAX_FACTS: Final = 16
+MAX_FACT_NAME_CHARS: Final = 64
+MAX_FACT_CHARS: Final = 200
+"""Facts are for programs to act on; what is larger belongs into the state, or the message."""
+
+Fact = str | int | float | bool
+
+
 class ErrorInfo(msgspec.Struct, frozen=True):
     """An exception as data.
 
     `type` is qualified, `message` escaped, `traceback` without local variables (they leak secrets), and `mro` holds the
-    qualified names of its classes, so that a policy can match it without the object.
+    qualified names of its classes, so that a policy can match it without the object. `facts` are what the exception
+    has under that name: see `facts_of`.
     """
 
     type: str
     message: str
     traceback: str = ""
     mro: tuple[str, ...] = ()
+    fact_pairs: tuple[tuple[str, Fact], ...] = msgspec.field(default=(), name="facts")
+    """As pairs, so that outcomes stay hashable."""
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """The small scalars that the exception carried, by name."""
+        return dict(self.fact_pairs)
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
@@ -54,6 +73,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
             message=safe_text(error),
             traceback=traceback_text(error),
             mro=tuple(qualified_name(base) for base in kind.__mro__ if base is not object),
+            fact_pairs=facts_of(error),
         )
 
     def __str__(self) -> str:
@@ -71,6 +91,37 @@ class ErrorLink(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     frames: tuple[str, ...] = ()
     left_out: int = 0
+
+
+def facts_of(error: BaseException) -> tuple[tuple[str, Fact], ...]:
+    """The scalars of the mapping that the exception has as `facts`, copied. Never raises.
+
+    Of its first 16 entries those with a name of at most 64 characters and a text, a bool, a finite float or an integer
+    of 64 bits; texts are cut at 200 characters; names and texts are escaped.
+    """
+    try:
+        given: object = getattr(error, "facts", None)
+        return tuple(_facts_in(cast("Mapping[object, object]", given))) if isinstance(given, Mapping) else ()
+    except BaseException:  # noqa: BLE001 - a foreign mapping may raise anything, and this is for reporting errors
+        return ()
+
+
+def _facts_in(given: Mapping[object, object]) -> Iterator[tuple[str, Fact]]:
+    for name, value in islice(given.items(), MAX_FACTS):
+        if not isinstance(name, str) or str.__len__(name) > MAX_FACT_NAME_CHARS:
+            continue
+        shown = escape(str.__str__(name))
+        match value:
+            case str():
+                yield shown, escape(str.__str__(value)[:MAX_FACT_CHARS])
+            case bool():
+                yield shown, value
+            case int() if -(1 << 63) <= int.__int__(value) < 1 << 64:
+                yield shown, int.__int__(value)
+            case float() if math.isfinite(float.__float__(value)):
+                yield shown, float.__float__(value)
+            case _:
+                continue
 
 
 def qualified_name(kind: type) -> str:

@@ -15,7 +15,7 @@ from executus.actors.console.screen import Screen
 from executus.actors.console.shown_state import decoded_state
 from executus.actors.console.values import MAX_DECODED_BYTES, Decoded, age, decoded, json_value, one_line, pretty, texts
 from executus.actors.definition import decode_next
-from executus.actors.outcomes import decode_outcome
+from executus.actors.outcomes import Failed, decode_outcome
 from executus.actors.run import Waiting
 from executus.stores import (
     LmdbReader,
@@ -218,7 +218,11 @@ def _outcome(reader: LmdbReader, run_id: str, damaged: list[str]) -> Any:
             return None
         if len(data) > MAX_DECODED_BYTES:
             return {"size_bytes": len(data), "why_not": f"larger than {MAX_DECODED_BYTES} bytes"}
-        return json_value(decode_outcome(data, Any))
+        outcome = decode_outcome(data, Any)
+        shown = json_value(outcome)
+        if isinstance(outcome, Failed):
+            shown["error"]["facts"] = outcome.error.facts
+        return shown
     except (RecordCorrupt, RecordTooLarge, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         damaged.append(f"its outcome cannot be read: {error}")
         return None

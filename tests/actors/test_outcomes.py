@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+import math
 from typing import Any
 
 import msgspec
@@ -161,6 +163,97 @@ def test_a_traceback_shows_no_local_variables() -> None:
         info = ErrorInfo.of(raised)
     assert "step" in info.traceback
     assert "hunter2" not in repr(info).replace('step("hunter2")', "")  # the source line stands there, values do not
+
+
+class Carrying(Exception):
+    """Facts as somebody attached them."""
+
+    def __init__(self, facts: Any) -> None:
+        self.facts = facts
+
+
+class Status(enum.IntEnum):
+    RATE_LIMITED = 429
+
+
+class Name(enum.StrEnum):
+    OPENER = "opener"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"status": 429, "left": -1.5, "again": True, "model": "small"}, None),
+        ({"status": Status.RATE_LIMITED, "who": Name.OPENER}, {"status": 429, "who": "opener"}),
+        ({"long": "x" * 201, "w" * 64: 1, "w" * 65: 2}, {"long": "x" * 200, "w" * 64: 1}),
+        ({"a\n": "b\x1b[31m", "lone": "\ud800"}, {"a\\n": "b\\x1b[31m", "lone": "\\ud800"}),
+        ({"nan": math.nan, "inf": -math.inf, "big": 1 << 64, "least": -(1 << 63)}, {"least": -(1 << 63)}),
+        ({"most": (1 << 64) - 1, "under": -(1 << 63) - 1}, {"most": (1 << 64) - 1}),
+        ({"none": None, "list": [1], "bytes": b"x", "complex": 1j, 7: "no name", "ok": 0}, {"ok": 0}),
+        ({f"n{n}": n for n in range(40)}, {f"n{n}": n for n in range(16)}),
+        ([("status", 429)], {}),
+        ("status", {}),
+        (None, {}),
+    ],
+)
+def test_an_errors_facts_are_its_small_scalars(given: Any, kept: Any) -> None:
+    info = ErrorInfo.of(Carrying(given))
+    expected = given if kept is None else kept
+    assert info.facts == expected
+    assert {type(fact) for fact in info.facts.values()} <= {str, int, float, bool}
+    for outcome in (Failed(info, Phase.STEP, 0), Failed(ErrorInfo.of(ValueError("none")), Phase.STEP, 0)):
+        assert decode_outcome(encode_outcome(outcome), int) == outcome
+        assert hash(outcome) == hash(decode_outcome(encode_outcome(outcome), int))
+    info.facts["status"] = 500
+    assert info.facts == expected, "a copy"
+
+
+class HostileFacts(dict[str, Any]):
+    def items(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class Lying:
+    @property
+    def __class__(self) -> Any:
+        return str
+
+
+class HostileText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+    def __len__(self) -> int:
+        raise SystemExit
+
+
+class Refusing(Exception):
+    @property
+    def facts(self) -> Any:
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "error", [Refusing(), Carrying(HostileFacts(a=1)), Carrying({"a": Lying()}), Carrying({Lying(): 1})]
+)
+def test_facts_that_cannot_be_had_are_none(error: BaseException) -> None:
+    assert ErrorInfo.of(error).facts == {}
+
+
+def test_texts_with_a_mind_of_their_own_are_copied_as_texts() -> None:
+    info = ErrorInfo.of(Carrying({HostileText("name"): HostileText("value")}))
+    assert info.facts == {"name": "value"}
+    assert [type(text) for text in info.fact_pairs[0]] == [str, str]
+
+
+def test_outcomes_that_were_stored_before_there_were_facts_are_read() -> None:
+    before = {"type": "Failed", "error": {"type": "OSError", "message": "x"}, "phase": "step", "restarts": 3}
+    outcome = decode_outcome(msgspec.msgpack.encode(before), int)
+    assert outcome == Failed(ErrorInfo("OSError", "x"), Phase.STEP, 3)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.facts == {}
 
 
 class Hostile(Exception):

@@ -55,7 +55,9 @@ class Fails(Run[str, At, None]):
         return At(0, note)
 
     def step(self, state: At) -> At:
-        raise ValueError(state.note)
+        error = ValueError(state.note)
+        error.facts = {"status": 503, "host": "red\x1b"}  # type: ignore[attr-defined]
+        raise error
 
 
 class Completes(Run[str, At, dict[str, int]]):

@@ -182,6 +182,7 @@ def test_show_has_outcomes(dead: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert failed["type"] == "Failed"
     assert failed["error"]["type"] == "ValueError"
     assert "Traceback" in failed["error"]["traceback"]
+    assert failed["error"]["facts"] == {"status": 503, "host": "red\\x1b"}
 
 
 def test_show_prints_tracebacks_by_lines_and_escapes_what_users_wrote(

@@ -182,6 +182,7 @@ def describe(outcome: Outcome) -> str:
             return f"{result}"
         case Failed(error, phase, restarts):
             assert_type(phase, Phase)
+            assert_type(error.facts, dict[str, str | int | float | bool])
             return f"{error} in {phase} after {restarts}"
         case Killed(by, reason) | Cancelled(by, reason):
             return f"{by}: {reason}"
