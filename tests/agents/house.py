@@ -45,11 +45,14 @@ class Traces:
     def __init__(self) -> None:
         self.done: list[tuple[str, str, str]] = []
         self.fail: dict[str, BaseException] = {}
+        self.fail_once: dict[str, BaseException] = {}
 
     def do(self, tool_name: str, what: str, key: str = "") -> str:
         self.done.append((tool_name, what, key))
         if what in self.fail:
             raise self.fail[what]
+        if what in self.fail_once:
+            raise self.fail_once.pop(what)
         return f"{tool_name} {what}: done"
 
     def count(self, what: str) -> int:

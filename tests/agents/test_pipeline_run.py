@@ -336,5 +336,4 @@ def test_every_boundary_is_durable_before_the_next_phase_begins(store_path: Path
         handle = it.start(save_policy=SavePolicy(every_s=3600))
         started.set()
         handle.result(10)
-    assert stored[0] <= 1
     assert stored[-1] >= 4, "begun, entered, asked, answered, asked: the boundary behind them is stored"
