@@ -23,6 +23,7 @@ from executus.actors.console.ps import print_listing, ps
 from executus.actors.console.screen import screen_for
 from executus.actors.console.show import print_raw, print_shown, show
 from executus.actors.console.values import print_json
+from executus.actors.console.why import print_why, why
 from executus.stores import CopyReport, ExecutusError, RunStatus, backup, compact, restore
 
 MOST_PROBLEMS: Final = 10
@@ -104,6 +105,15 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def _why(arguments: argparse.Namespace) -> ExitCode:
+    found = why(arguments.store, arguments.run)
+    if arguments.json:
+        print_json(found)
+    else:
+        print_why(found, screen_for(as_json=False))
+    return ExitCode.OK
+
+
 def _doctor(arguments: argparse.Namespace) -> ExitCode:
     screen = screen_for(as_json=arguments.json)
     found = doctor(arguments.store, limit=arguments.limit, screen=screen, runs=arguments.runs)
@@ -176,6 +186,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("run", help="its id")
     one.add_argument("--raw", action="store_true", help="print the bytes of its state and nothing else")
     one.set_defaults(command=_show)
+
+    one = commands.add_parser(
+        "why",
+        parents=[common],
+        help="say how a run came to stand where it stands: its ending, attempts, errors, events",
+    )
+    one.add_argument("store", type=Path, help="the folder that the runtime was given")
+    one.add_argument("run", help="its id")
+    one.set_defaults(command=_why)
 
     one = commands.add_parser(
         "doctor", parents=[common], help="look at all of a store: what is wrong with it, and what to do"

@@ -74,7 +74,7 @@ def show(store: Path, run_id: str) -> Shown:
     now_s = time.time()
     damaged: list[str] = []
     with reading(store) as reader:
-        stored = _stored(reader, store, run_id)
+        stored = stored_run(reader, store, run_id)
         run_id = stored.claim.run_id
         loaded = _loaded(reader, run_id, damaged)
         if stored.record is None:
@@ -97,7 +97,7 @@ def print_raw(store: Path, run_id: str) -> None:
     The items of journals are not among them: a journal is an extension there, which holds its number.
     """
     with reading(store) as reader:
-        stored = _stored(reader, store, run_id)
+        stored = stored_run(reader, store, run_id)
         loaded = reader.load_snapshot(stored.claim.run_id)
     if loaded is None:
         raise CommandFailed(ExitCode.NOT_FOUND, f"run {run_id!r} is {stored.claim.status} and has no snapshot.")
@@ -155,7 +155,8 @@ def _print_outcome(outcome: Any, screen: Screen) -> None:
         screen.say(line)
 
 
-def _stored(reader: LmdbReader, store: Path, run_id: str) -> StoredRun:
+def stored_run(reader: LmdbReader, store: Path, run_id: str) -> StoredRun:
+    """Read a run. Raises StoreError, InvalidRunId, CommandFailed where there is none."""
     stored = reader.load(check_run_id(run_id))
     if stored is None:
         raise CommandFailed(

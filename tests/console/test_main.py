@@ -64,6 +64,9 @@ def test_exit_codes_are_what_scripts_rely_on() -> None:
         (["doctor", "STORE"], 0),
         (["ps", "STORE"], 0),
         (["show", "STORE", "r"], 0),
+        (["why", "MISSING", "r"], 3),
+        (["why", "STORE", "nobody"], 4),
+        (["why", "STORE", "r"], 0),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
