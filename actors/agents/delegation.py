@@ -6,8 +6,8 @@ Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, assert_never
+from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import msgspec
 
@@ -126,13 +126,13 @@ def read(call: ToolCall, outcome: Outcome, reserved: Budget, result_chars: int) 
         case Completed(result):
             return _result(call, str(result), result_chars), NOTHING, 0
         case Failed(error):
-            facts: Mapping[str, Any] = getattr(error, "facts", {})
+            facts = error.facts
             used = Usage(
                 input_tokens=_whole(facts.get("input_tokens")),
                 output_tokens=_whole(facts.get("output_tokens")),
                 requests=_whole(facts.get("requests")),
                 tool_calls=_whole(facts.get("tool_calls")),
-                usd=float(facts.get("usd", 0.0)),
+                usd=_number(facts.get("usd")),
             )
             known = "requests" in facts
             name = error.type.rsplit(".", 1)[-1]
@@ -151,8 +151,12 @@ def read(call: ToolCall, outcome: Outcome, reserved: Budget, result_chars: int) 
     return _result(call, text, result_chars, is_error=True), all_of(reserved), reserved.steps or 0
 
 
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    return int(_number(value))
 
 
 def _refuse(call: ToolCall, text: str) -> tuple[ToolCall, ToolResult]:
