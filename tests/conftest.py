@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from executus.actors.testing.leftovers import Leaks, OpenLoops
+from tests.beside import HANG_S, Beside, Ended
 
 LEAK_TIMEOUT_S = 5.0
 """How long threads and files may take to go after a test; a bound against hangs, usually they are gone at once."""
@@ -35,6 +36,36 @@ def nothing_stays_behind(request: pytest.FixtureRequest, open_loops: OpenLoops) 
     yield
     if left := leaks.found_after(LEAK_TIMEOUT_S):
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def programs_of(test: pytest.Item) -> tuple[str, ...]:
+    """What a test wants to have run: see tests/beside.py."""
+    marker = test.get_closest_marker("programs")
+    return () if marker is None else marker.args
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for test in items:
+        if programs_of(test):  # who waits for programs waits as long as those may take
+            test.add_marker(pytest.mark.timeout(HANG_S + 60))
+
+
+@pytest.fixture(scope="session")
+def beside(request: pytest.FixtureRequest) -> Iterator[Beside]:
+    with Beside(filter(None, map(programs_of, request.session.items))) as process:
+        yield process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_begin_with_the_first_test(request: pytest.FixtureRequest) -> None:
+    if len(request.session.items) > 1:
+        request.getfixturevalue("beside")
+
+
+@pytest.fixture
+def ended(request: pytest.FixtureRequest, beside: Beside) -> list[Ended]:
+    """How the test's programs ended."""
+    return beside.ended(programs_of(request.node))
 
 
 @pytest.fixture

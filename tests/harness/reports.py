@@ -1,45 +1,43 @@
-"""A program run as anybody runs it, in a process of its own, for the tests."""
+"""Programs run as anybody runs them, in processes of their own, for the tests."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 
 import msgspec
+import pytest
 
+from tests.beside import Ended
 from tests.harness.report import Report
-from tests.scenarios.harness import ROOT, environment
 
 
-def report_of(name: str, count: int, seed: int = 1, timeout_s: float = 300) -> Report:
-    """What `python -m tests.harness NAME --count N --seed S --json` prints."""
-    command = [sys.executable, "-P", "-m", "tests.harness", name, "--count", str(count), "--seed", str(seed), "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-    try:
-        return msgspec.json.decode(done.stdout, type=Report)
-    except msgspec.MsgspecError:
-        raise AssertionError(f"{name} ended with {done.returncode}: {done.stdout}{done.stderr}") from None
+def program(name: str, count: int, seeds: Sequence[int] = (1,)) -> pytest.MarkDecorator:
+    """Runs `count` trials of a program for a test; with several seeds an equal part under each of them, side by side."""
+    part = count // len(seeds)
+    return pytest.mark.programs(*(f"-m tests.harness {name} --count {part} --seed {seed} --json" for seed in seeds))
 
 
-def halves_of(name: str, count: int, timeout_s: float = 300) -> Report:
-    """Half of it under each of two seeds, side by side. Figures are added up; of the most of anything the larger one is kept."""
-    with ThreadPoolExecutor(2) as both:
-        halves = list(both.map(partial(report_of, name, count // 2, timeout_s=timeout_s), (1, 2)))
-    first, second = (half.figures for half in halves)
-    figures: dict[str, float | int | str] = {}
-    for figure in first | second:
-        ones, others = float(first.get(figure, 0)), float(second.get(figure, 0))
-        figures[figure] = max(ones, others) if figure.startswith("most ") else ones + others
+def reported(ended: Sequence[Ended]) -> Report:
+    """What the parts said. Figures are added up; of the most of anything the largest is kept."""
+    parts = [_report(process) for process in ended]
+    figures = dict(parts[0].figures)
+    for part in parts[1:]:
+        for name, figure in part.figures.items():
+            before = figures.get(name, 0)
+            figures[name] = max(before, figure) if name.startswith("most ") else before + figure  # type: ignore[operator, type-var]
     return Report(
-        name=name,
-        promise=halves[0].promise,
-        count=sum(half.count for half in halves),
-        failures=tuple(failure for half in halves for failure in half.failures),
+        name=parts[0].name,
+        promise=parts[0].promise,
+        count=sum(part.count for part in parts),
+        failures=tuple(failure for part in parts for failure in part.failures),
         figures=figures,
-        took_s=max(half.took_s for half in halves),
-        skipped=halves[0].skipped,
+        took_s=max(part.took_s for part in parts),
+        skipped=parts[0].skipped,
     )
+
+
+def _report(process: Ended) -> Report:
+    try:
+        return msgspec.json.decode(process.out, type=Report)
+    except msgspec.MsgspecError:
+        raise AssertionError(f"it ended with {process.code}: {process.out}{process.err}") from None

@@ -9,17 +9,19 @@ import pytest
 
 from executus.stores import LmdbStore, RecordCorrupt, StoreCorrupt
 from executus.stores.rows import Table, snapshot_key
+from tests.beside import Ended
 from tests.harness.corruption import PAGE, Examination
-from tests.harness.reports import halves_of
+from tests.harness.reports import program, reported
 from tests.harness.shelf import Shelf
 from tests.scenarios.harness import rows_of
 from tests.stores.making import commit_one, started
 
 
-def test_a_thousand_damaged_files_give_exact_bytes_or_a_typed_error_and_a_generation_before_where_there_is_one() -> (
-    None
-):
-    report = halves_of("corruption", 1000)
+@program("corruption", 1000, seeds=(1, 2))
+def test_a_thousand_damaged_files_give_exact_bytes_or_a_typed_error_and_a_generation_before_where_there_is_one(
+    ended: list[Ended],
+) -> None:
+    report = reported(ended)
     assert report.failures == ()
     assert report.figures["generations that fell back to the one before"] == 100
     assert int(report.figures["runs exact"]) > 5000

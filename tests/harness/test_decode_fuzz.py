@@ -13,15 +13,19 @@ from executus.actors.events import RunSettled
 from executus.actors.state_codec import StateCodec, plain_state
 from executus.stores import LmdbStore, codec
 from executus.stores.rows import Table
+from tests.beside import Ended
 from tests.doubles import rigged
 from tests.harness.decode_fuzz import DIARY_PAGES, Diary, kept
-from tests.harness.reports import halves_of
+from tests.harness.reports import program, reported
 from tests.scenarios.harness import ROOT, bytes_of, environment, rows_of
 from tests.waiting import wait_until
 
 
-def test_twenty_thousand_hostile_records_are_refused_by_typed_errors_in_bounded_memory_and_run_nothing() -> None:
-    report = halves_of("decode_fuzz", 20_000)
+@program("decode_fuzz", 20_000, seeds=(1, 2))
+def test_twenty_thousand_hostile_records_are_refused_by_typed_errors_in_bounded_memory_and_run_nothing(
+    ended: list[Ended],
+) -> None:
+    report = reported(ended)
     assert report.failures == ()
     assert int(report.figures["decoded"]) > 1000
     assert int(report.figures["refused: RecordCorrupt"]) > 1000

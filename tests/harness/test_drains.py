@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.harness.reports import report_of
+from tests.beside import Ended
+from tests.harness.reports import program, reported
 
 
-def test_a_drain_returns_within_its_time_and_half_a_second_whatever_the_runs_do() -> None:
-    report = report_of("drains", 12)
+@program("drains", 12)
+def test_a_drain_returns_within_its_time_and_half_a_second_whatever_the_runs_do(ended: list[Ended]) -> None:
+    report = reported(ended)
     assert report.failures == ()
     assert int(report.figures["runs given up on"]) > 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from tests.beside import Ended
 from tests.harness.leaks import SLACK_BYTES, Reading, judge
-from tests.harness.reports import report_of
+from tests.harness.reports import program, reported
 
 
-def test_starts_stops_crashes_opens_and_closes_leave_threads_descriptors_memory_and_objects_flat() -> None:
-    report = report_of("leaks", 400)
+@program("leaks", 400)
+def test_starts_stops_crashes_opens_and_closes_leave_threads_descriptors_memory_and_objects_flat(
+    ended: list[Ended],
+) -> None:
+    report = reported(ended)
     assert report.failures == ()
     assert report.count > 1000
 

@@ -5,14 +5,15 @@ That a run which takes its process down each time is quarantined after three att
 
 from __future__ import annotations
 
-import pytest
+from tests.beside import Ended
+from tests.harness.reports import program, reported
 
-from tests.harness.reports import halves_of
 
-
-@pytest.mark.timeout(600)  # a hundred processes are opened, half of them one after the other
-def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right() -> None:
-    report = halves_of("sigkill", 100, timeout_s=580)  # two stores, side by side: most of the time is spent waiting
+@program("sigkill", 100, seeds=(1, 2))  # two stores, side by side: most of the time is spent waiting
+def test_a_daemon_killed_a_hundred_times_loses_no_acknowledged_save_and_ends_with_every_result_right(
+    ended: list[Ended],
+) -> None:
+    report = reported(ended)
     assert report.failures == ()
     assert report.count >= 100
     assert int(report.figures["resumed from a save"]) > 100

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.scenarios.harness import ROOT, environment
+from tests.beside import Ended
 from tests.simulation.invariants import Violation
 from tests.simulation.planted import PLANTED
 from tests.simulation.stacks import Stacks
@@ -51,26 +49,13 @@ def first_failing(stacks: Stacks, seeds: Iterable[int]) -> tuple[int, str] | Non
     return None
 
 
-@pytest.mark.timeout(600)  # half a minute where nobody else is at work
-def test_no_seed_violates_a_promise() -> None:
-    """In two processes side by side, as anybody runs it."""
-    half = SEEDS // 2
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "tests.simulation", "--seeds", str(half), "--start"]
-    halves = [
-        subprocess.Popen(
-            [*command, str(start)],
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for start in (0, half)
-    ]
-    for process in halves:
-        said, _ = process.communicate()
-        assert process.returncode == 0, said
-        assert f"{half} seeds, 0 failed" in said
+@pytest.mark.programs(  # two processes side by side, as anybody runs them
+    *(f"-W ignore -m tests.simulation --seeds {SEEDS // 2} --start {start}" for start in (0, SEEDS // 2))
+)
+def test_no_seed_violates_a_promise(ended: list[Ended]) -> None:
+    for half in ended:
+        assert half.code == 0, half.out + half.err
+        assert f"{SEEDS // 2} seeds, 0 failed" in half.out
 
 
 def test_a_seed_replays_event_by_event(stacks: Stacks) -> None:
