@@ -329,7 +329,7 @@ def test_every_shell_command_is_one_that_exists() -> None:
                 case ".ci/run":
                     assert (ROOT / program).exists()
                 case "executus":
-                    assert arguments[0] in {"backup", "compact", "demo", "doctor", "gc", "ps", "restore", "show"}
+                    assert arguments[0] in {"backup", "compact", "demo", "doctor", "gc", "ps", "restore", "show", "why"}
                 case _:
                     assert program in {"pytest", "ruff", "mypy", "lint-imports"}, command
 

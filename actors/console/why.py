@@ -38,7 +38,7 @@ _UNREADABLE = (RecordCorrupt, RecordTooLarge, StoreTooNew)
 _RELATIONS: Final = {"cause": "caused by ", "context": "raised while handling ", "member": "holding "}
 _EXITS: Final = ("attempt", "ended", "how", "in", "seq", "why", "at")
 _NONE: Final = (
-    "no flight record: nothing out of the ordinary was noted of it, or it was written by an executus that kept none"
+    "none: nothing out of the ordinary was noted of this run, or it was written by an executus that kept none"
 )
 
 

@@ -54,7 +54,8 @@ def verdict(standing: Standing) -> str:
             return f"it completed in attempt {claim.attempt}"
         case RunStatus.FAILED:
             if isinstance(outcome, Failed):
-                return f"{outcome.error}, in {outcome.phase.value}, after {outcome.restarts} restarts"
+                restarts = f"{outcome.restarts} restart{'' if outcome.restarts == 1 else 's'}"
+                return f"{outcome.error}, in {outcome.phase.value}, after {restarts}"
             return f"it crashed for good{because}"
         case RunStatus.KILLED:
             return f"killed{_by(outcome)}{because}"

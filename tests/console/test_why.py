@@ -67,7 +67,7 @@ def test_after_a_sigkill_the_store_says_that_the_process_died_and_what_was_saved
     assert (found["attempt"], found["boot"], found["store_boot"], found["saved_seq"]) == (1, 1, 1, 2)
     assert "the process died while it was at work: it is running under boot 1" in said
     assert "its last save was seq 2" in said
-    assert "no flight record" in said
+    assert "none: nothing out of the ordinary" in said
     assert "while it waited" in why(capsys, dead, "approval")[0]
 
 
@@ -138,7 +138,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_crash_loop_shows_every_attempt_and_the_errors_within_the_last(ended: Path, capsys: Any) -> None:
     said, found = why(capsys, ended, "loops")
     assert found["status"] == "failed"
-    assert "ExceptionGroup: two (2 sub-exceptions), in step, after 1 restarts" in said
+    assert "ExceptionGroup: two (2 sub-exceptions), in step, after 1 restart" in said
     assert [one["attempt"] for one in found["flight"]["exits"]] == [1, 2]
     assert "  holding ValueError: a" in said
     assert "  holding TypeError: b" in said
@@ -251,7 +251,7 @@ def test_stores_of_before_there_were_records_can_be_asked(golden: str, store_pat
     for run_id in json.loads((GOLDEN / f"{golden}.json").read_text()):
         said, found = why(capsys, store_path, run_id)
         assert found["flight"] is None
-        assert "no flight record" in said
+        assert "none: nothing out of the ordinary" in said
     assert "killed by handle: golden" in why(capsys, store_path, "killed")[0]
     assert "ValueError" in why(capsys, store_path, "failed")[0]
 

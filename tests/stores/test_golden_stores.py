@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from executus.actors import Completed, Failed, RunStatus, Runtime, TimedOut
+from executus.actors.flight import EndRequest
+from executus.actors.flights import load_flight
 from executus.stores import LmdbReader, LmdbStore, Settle, StoreTooNew, codec
 from executus.stores.rows import Table
 from tests.stores.disks import LmdbDisk
@@ -42,7 +44,7 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def test_there_is_one_of_every_layout() -> None:
-    assert {"first", "messages-journals", "ended-index", "passivated"} <= set(NAMES)
+    assert {"first", "messages-journals", "ended-index", "passivated", "flights"} <= set(NAMES)
 
 
 def test_every_frame_can_be_read_and_says_what_it_said(golden: Path, expected: dict[str, Any]) -> None:
@@ -52,6 +54,30 @@ def test_every_frame_can_be_read_and_says_what_it_said(golden: Path, expected: d
     assert reader.damaged_numbers() == []
     reader.close()
     assert contents(golden) == expected
+
+
+def test_flight_records_say_what_they_said_and_older_stores_have_none(golden: Path, name: str) -> None:
+    reader = LmdbReader(golden)
+    reader.open()
+    claims = [stored.claim for stored in reader.scan()]
+    flights = {claim.run_id: load_flight(reader, claim) for claim in claims}
+    reader.close()
+    found = {run_id: flight for run_id, flight in flights.items() if flight is not None}
+    if name != "flights":
+        assert found == {}
+        return
+    assert {run_id: [one.how for one in flight.exits] for run_id, flight in found.items()} == {
+        "cancelled": ["cancelled"],
+        "failed": ["crashed"],
+        "killed": ["killed"],
+        "stopped": ["stopped"],
+        "timed out": ["timed out"],
+    }
+    failed = found["failed"]
+    assert (failed.version, failed.status, failed.attempt) == (1, "failed", 1)
+    assert [(link.type, link.message) for link in failed.chain] == [("ValueError", "told to")]
+    assert failed.chain[0].frames[-1].endswith("runs.py:81 in step")
+    assert found["killed"].request == EndRequest("kill", "handle", "golden")
 
 
 def test_reading_changes_no_byte(golden: Path) -> None:
