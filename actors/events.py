@@ -10,12 +10,12 @@ import logging
 import textwrap
 import threading
 from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
 
-from executus.actors.outcomes import ErrorInfo, Phase, escape, safe_text
+from executus.actors.outcomes import ErrorInfo, Fact, Phase, escape, safe_text
 from executus.stores import RunStatus
 
 
@@ -118,6 +118,13 @@ class RunProgressed(RunEvent, frozen=True, kw_only=True, tag=True):
     done: float
     total: float | None
     note: str
+
+
+class RunReported(RunEvent, frozen=True, kw_only=True, tag=True):
+    """`context.report` was called: something that means something to the run's own kind."""
+
+    what: str
+    facts: dict[str, Fact]
 
 
 class SaveRefused(RunEvent, frozen=True, kw_only=True, tag=True):
@@ -231,6 +238,7 @@ SEVERITY: Final[dict[type[Event], str]] = {
     StoreFilling: "warning",
     SnapshotSaved: "debug",
     RunProgressed: "debug",
+    RunReported: "debug",
 }
 """Everything else is 'info'.
 
@@ -322,6 +330,8 @@ def log_events(logger: Any) -> Subscriber:
 def _plain(value: object) -> object:
     if isinstance(value, ErrorInfo):
         return escape(str(value))
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in cast("dict[str, object]", value).items()}
     return escape(str(value)) if isinstance(value, str) else value  # str(): an enum's member is its value
 
 

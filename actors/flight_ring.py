@@ -25,6 +25,7 @@ from executus.actors.events import (
     RunHung,
     RunPassivated,
     RunProgressed,
+    RunReported,
     RunRestarting,
     RunRestored,
     RunSettled,
@@ -51,7 +52,9 @@ from executus.stores import RunClaim
 
 STACK_LINES: Final = 40
 _TELLING: Final = frozenset({RunExited, RunHung, RunUnstopped, SaveRefused, MessagesLost, MessageExpired})
-_UNHEARD: Final = frozenset({RunStarted, RunSettled, RunProgressed, SnapshotSaved, RunPassivated, RunActivated})
+_UNHEARD: Final = frozenset(
+    {RunStarted, RunSettled, RunProgressed, RunReported, SnapshotSaved, RunPassivated, RunActivated}
+)
 """Record and claim say so themselves, or they come by the thousand."""
 _NOT_FACTS: Final = frozenset({*RunEvent.__struct_fields__, "stack"})
 

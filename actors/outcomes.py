@@ -101,12 +101,13 @@ def facts_of(error: BaseException) -> tuple[tuple[str, Fact], ...]:
     """
     try:
         given: object = getattr(error, "facts", None)
-        return tuple(_facts_in(cast("Mapping[object, object]", given))) if isinstance(given, Mapping) else ()
+        return tuple(scalars_of(cast("Mapping[object, object]", given))) if isinstance(given, Mapping) else ()
     except BaseException:  # noqa: BLE001 - a foreign mapping may raise anything, and this is for reporting errors
         return ()
 
 
-def _facts_in(given: Mapping[object, object]) -> Iterator[tuple[str, Fact]]:
+def scalars_of(given: Mapping[Any, object]) -> Iterator[tuple[str, Fact]]:
+    """The facts among these, as `facts_of` says. Raises what a foreign mapping raises."""
     for name, value in islice(given.items(), MAX_FACTS):
         if not isinstance(name, str) or str.__len__(name) > MAX_FACT_NAME_CHARS:
             continue

@@ -148,6 +148,13 @@ class RunContext(Protocol):
         """Report progress for `status()` and events; a heartbeat too."""
         ...
 
+    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+        """Emit the event `RunReported(what, facts)`: what means something to this kind of run. A heartbeat, too.
+
+        Facts are small scalars; what is none goes, texts are cut and escaped. Cheap where nobody listens.
+        """
+        ...
+
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Sleep, or return early once the run is asked to end.
 

@@ -14,12 +14,12 @@ import msgspec
 from executus.actors.definition import checked_labels
 from executus.actors.environment import Environment
 from executus.actors.errors import NotDurable
-from executus.actors.events import RunProgressed
+from executus.actors.events import RunProgressed, RunReported
 from executus.actors.flight import DETAIL_CHARS
 from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Progress, fenced_error
 from executus.actors.messages import EndRun, StartOrder
-from executus.actors.outcomes import KillRequested, safe_text
+from executus.actors.outcomes import KillRequested, safe_text, scalars_of
 from executus.actors.run import ChildRef, Run
 from executus.actors.save_wait import SaveWait
 from executus.actors.worker_call import WorkerCall
@@ -135,6 +135,12 @@ class AttemptContext:
         inc.progress = Progress(done, total, note)
         if self._env.events.listened:
             self._env.emit(RunProgressed, inc, done=done, total=total, note=note)
+
+    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+        """See RunContext."""
+        self.heartbeat()
+        if self._env.events.listened:
+            self._env.emit(RunReported, self._incarnation, what=safe_text(what), facts=dict(scalars_of(facts)))
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """See RunContext."""

@@ -140,6 +140,21 @@ AuditEntry = (
 )
 
 
+def facts_of(entry: AuditEntry) -> dict[str, str | float | bool]:
+    """An entry as the facts of a `RunReported` event, with whose run it is."""
+    info = entry.info
+    facts: dict[str, str | float | bool] = {
+        name: value for name in ("subject", "caller", "channel", "guild", "tier") if (value := str(getattr(info, name)))
+    }
+    for name in entry.__struct_fields__:
+        value = getattr(entry, name)
+        if isinstance(value, Usage):
+            facts |= {"tokens": value.tokens, "requests": value.requests, "usd": value.usd}
+        elif isinstance(value, str | int | float) and name not in {"at_s", "attempt"}:
+            facts[name] = value
+    return facts
+
+
 class Audit(Protocol):
     """Is told what runs do, each run's entries in order; what a crash took back is told again in the next attempt.
 

@@ -25,6 +25,7 @@ from executus.actors.agents.audit import (
     RestartOrdered,
     StepTaken,
     ToolAnswered,
+    facts_of,
 )
 from executus.actors.agents.budget import NO_AMOUNT, Amount, check, estimate_tokens, left, tighter
 from executus.actors.agents.conversation import (
@@ -525,8 +526,10 @@ class Engine:
         return {"info": self.info, "at_s": self.ports.wall_s(), "attempt": self.context.attempt}
 
     def record(self, entry: AuditEntry) -> None:
-        """Tell the audit."""
-        self.ports.record(entry, self.context.log)
+        """Tell the audit, and whoever listens to the runtime's events."""
+        if self.ports.audit is not None:
+            self.ports.record(entry, self.context.log)
+            self.context.report(type(entry).__name__, facts_of(entry))
 
 
 class At(TypedDict):

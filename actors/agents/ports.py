@@ -46,7 +46,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: Callable[[], float] = time.time
 
     def record(self, entry: AuditEntry, log: Any) -> None:
-        """Tell the audit. One that raises harms nothing; the run's log says so."""
+        """Tell the audit. One that raises harms nothing; the log says so."""
         if self.audit is None:
             return
         try:

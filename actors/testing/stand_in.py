@@ -64,6 +64,7 @@ class TestContext:
         self.heartbeats: list[object] = []
         """The details of each, those of `progress` not among them."""
         self.progressed: list[Progress] = []
+        self.reported: list[tuple[str, dict[str, str | float | bool]]] = []
         self.slept: list[float] = []
         self.spawned: list[Spawned] = []
         self.made_durable: list[int] = []
@@ -88,6 +89,10 @@ class TestContext:
     def heartbeat(self, details: object = None) -> None:
         """See RunContext."""
         self.heartbeats.append(details)
+
+    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+        """See RunContext. Kept in `reported`."""
+        self.reported.append((what, dict(facts)))
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """See RunContext."""

@@ -1,4 +1,4 @@
-"""What a callback can ask of the runtime: ending its own run."""
+"""What a callback can ask of the runtime: ending its own run, and reporting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 from executus.actors import (
     Completed,
+    Done,
     Killed,
     RestartPolicy,
+    Run,
     RunEnded,
     RunFenced,
     RunStatus,
@@ -21,9 +23,9 @@ from executus.actors import (
     StopPolicy,
     Wait,
 )
-from executus.actors.events import RunRestarting, RunSettled
+from executus.actors.events import RunReported, RunRestarting, RunSettled
 from tests.doing import BOTH, STORES, At, doing, finished, moody
-from tests.doubles import ERRORS, FailableRun, Told, rigged
+from tests.doubles import ERRORS, FailableRun, Recorder, Told, rigged
 from tests.waiting import wait_until
 
 DURABILITIES = pytest.mark.parametrize("durability", ["async", "sync", "exit", "none"])
@@ -173,3 +175,23 @@ def test_other_runs_go_on() -> None:
         bystander = rig.runtime.start(FailableRun, Told(("ok", "ok")))
         rig.runtime.start(run_class, 0).outcome(10)
         assert bystander.outcome(10) == Completed(2)
+
+
+def test_a_report_is_an_event_of_small_scalars_and_a_heartbeat() -> None:
+    class Reports(Run[None, int, None]):
+        def begin(self, input: None) -> int:
+            return 0
+
+        def step(self, state: int) -> Done[None]:
+            facts: Any = {"n": 1, "text": "a\nb", "list": [1], "long": "x" * 500, 3: 4}
+            self.context.report("Fed\x1b", facts)
+            return Done(None)
+
+    seen = Recorder()
+    runtime = Runtime(None, runs=[Reports], logger=False)
+    runtime.events.subscribe(seen)
+    with runtime:
+        runtime.start(Reports, None, run_id="r").result(10)
+        (event,) = seen.of(RunReported)
+        assert (event.run_id, event.what) == ("r", "Fed\\x1b")
+        assert event.facts == {"n": 1, "text": "a\\nb", "long": "x" * 200}

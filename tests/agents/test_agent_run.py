@@ -24,6 +24,7 @@ from executus.actors.agents.parts import NOTHING, Image, Text, ToolCall, ToolRes
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
 from executus.actors.agents.steering import FollowUp, Steer
 from executus.actors.agents.transcript import problems
+from executus.actors.events import RunReported
 from executus.actors.outcomes import Cancelled, Failed
 from tests.agents.house import Traces, Trail, Watched, house, worker
 from tests.waiting import wait_until
@@ -95,6 +96,8 @@ def test_the_audit_hears_everything_in_order_with_attribution() -> None:
         assert {one.info.run_id for one in it.trail.entries} == {"r"}
         assert [one.step for one in it.trail.of(StepTaken)] == [0, 1, 2]
         assert it.trail.of(RunConcluded)[0].status == "completed"
+        assert [event.what for event in it.seen.of(RunReported)] == it.trail.kinds(), "as events of the runtime, too"
+        assert it.seen.of(RunReported)[1].facts["subject"] == "worker"
 
 
 def test_bad_arguments_and_unknown_tools_are_errors_that_the_model_reads() -> None:
