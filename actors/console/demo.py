@@ -11,13 +11,12 @@ from typing import Final
 
 import msgspec
 
-from executus.actors.console import demo_files
+from executus.actors.console import demo_daemon, demo_files
 from executus.actors.console.demo_check import Summary, check
 from executus.actors.console.demo_daemon import Job
 from executus.actors.console.demo_ledger import Kill, Ledger, Report
 from executus.actors.console.demo_process import DaemonProcess
 from executus.actors.console.demo_run import EVERY_S, Share
-from executus.actors.console.failures import CommandFailed, ExitCode
 from executus.actors.console.screen import Screen
 
 WORK_S: Final = 4.0
@@ -67,24 +66,12 @@ def demo(folder: Path | None, *, runs: int, kills: int, keep: bool, screen: Scre
 
 
 def _plan(folder: Path | None, runs: int, kills: int) -> Plan:
-    suffix = ".py" if folder is None else ""
-    folder = (demo_files.default_folder() if folder is None else folder).absolute()
-    if not folder.is_dir():
-        raise CommandFailed(
-            ExitCode.NOT_FOUND,
-            f"{str(folder)!r} is no folder. Name one with text files in it, or none for Python's own sources.",
-        )
-    selection = demo_files.select(folder, suffix)
-    if not selection.files:
-        raise CommandFailed(
-            ExitCode.NOT_FOUND,
-            f"{str(folder)!r} holds no text files. Name another folder, or none for Python's own sources.",
-        )
+    selection = demo_files.chosen(folder)
     dealt = demo_files.deal(selection.files, runs)
     spare_s = max(0.0, WORK_S - selection.size_bytes / READING_BYTES_PER_S)
     width = len(str(runs))
     shares = {
-        f"read-{number:0{width}}": Share(str(folder), files, round(spare_s / len(files), 4))
+        f"read-{number:0{width}}": Share(selection.folder, files, round(spare_s / len(files), 4))
         for number, files in enumerate(dealt, 1)
     }
     return Plan(selection, shares, kills)
@@ -110,7 +97,7 @@ class Demo:
     def _live(self, kill_at: float | None) -> bool:
         """One life of the daemon, killed once `kill_at` of the work is acknowledged. False when it ended before."""
         self._ledger.started(time.monotonic())
-        daemon = DaemonProcess(self._job, self._work / "daemon.log")
+        daemon = DaemonProcess[Report](demo_daemon, self._job, Report, self._work / "daemon.log")
         try:
             if not self._ledger.kills:
                 self._screen.say(f"daemon started: pid {daemon.pid}")
@@ -143,7 +130,7 @@ class Demo:
         left = len(self._plan.shares) - len(self._ledger.ended)
         self._screen.progress(self._ledger.saved_share, f"{left} runs at work")
 
-    def _kill(self, daemon: DaemonProcess) -> None:
+    def _kill(self, daemon: DaemonProcess[Report]) -> None:
         at_s = time.monotonic()
         self._take(daemon.kill())
         kill = self._ledger.killed(daemon.pid, at_s)

@@ -6,22 +6,18 @@ It does what any daemon does that embeds a runtime: open the store, start its ru
 from __future__ import annotations
 
 import functools
-import os
 import sys
-import threading
-from typing import Final
 
 import msgspec
 
-from executus.actors.console.demo_ledger import Ended, Report, Restored, Saved
+from executus.actors.console.demo_ledger import Ended, Restored, Saved
+from executus.actors.console.demo_pipe import end_with_parent, report
 from executus.actors.console.demo_run import ReadFiles, Share
 from executus.actors.events import Event, RunRestored, SnapshotSaved
 from executus.actors.incarnation import Ending
 from executus.actors.outcomes import Completed
 from executus.actors.run import Factory
 from executus.actors.runtime import Runtime
-
-ORPHANED: Final = 3
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -34,7 +30,7 @@ class Job(msgspec.Struct, frozen=True):
 def main() -> int:
     """Read the job, do it, end."""
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    threading.Thread(target=_end_with_parent, name="demo-parent-watch", daemon=True).start()
+    end_with_parent()
     runtime = Runtime(job.store, runs=[Factory(ReadFiles, report)], logger=False)
     runtime.events.subscribe(report_event)
     with runtime:
@@ -42,11 +38,6 @@ def main() -> int:
             handle.monitor(functools.partial(report_end, handle.run_id))
         runtime.join()
     return 0
-
-
-def report(message: Report) -> None:
-    """One write a report, which a pipe takes whole: lines of several threads never mix, and a SIGKILL cuts none."""
-    os.write(1, msgspec.json.encode(message) + b"\n")
 
 
 def report_event(event: Event) -> None:
@@ -64,14 +55,6 @@ def report_end(run_id: str, ending: Ending) -> None:
     """A run has ended now, or had before this daemon was started."""
     durable = isinstance(ending.outcome, Completed) and ending.outcome.durable
     report(Ended(run_id, ending.status.value, durable))
-
-
-def _end_with_parent() -> None:
-    while os.read(
-        0, 4096
-    ):  # until the parent is gone. Not sys.stdin: its lock, held here, would abort the interpreter's exit
-        pass
-    os._exit(ORPHANED)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from executus.actors.console.failures import CommandFailed, ExitCode
+
 MAX_FILES: Final = 4_000
 MAX_BYTES: Final = 40_000_000
 """Together they keep the demo below 15 s on two cores, however large the folder; the standard library is 32 MB."""
@@ -32,6 +34,24 @@ class Selection(msgspec.Struct, frozen=True):
 def default_folder() -> Path:
     """The sources of Python's own standard library: real files that are on every machine."""
     return Path(sysconfig.get_paths()["stdlib"])
+
+
+def chosen(folder: Path | None) -> Selection:
+    """The text files of this folder, or the standard library's. Raises CommandFailed where there are none."""
+    suffix = ".py" if folder is None else ""
+    folder = (default_folder() if folder is None else folder).absolute()
+    if not folder.is_dir():
+        raise CommandFailed(
+            ExitCode.NOT_FOUND,
+            f"{str(folder)!r} is no folder. Name one with text files in it, or none for Python's own sources.",
+        )
+    selection = select(folder, suffix)
+    if not selection.files:
+        raise CommandFailed(
+            ExitCode.NOT_FOUND,
+            f"{str(folder)!r} holds no text files. Name another folder, or none for Python's own sources.",
+        )
+    return selection
 
 
 def select(folder: Path, suffix: str = "") -> Selection:

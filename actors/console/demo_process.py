@@ -8,26 +8,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from types import ModuleType
+from typing import IO, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from executus.actors.console.demo_daemon import Job
-from executus.actors.console.demo_ledger import Report
 from executus.actors.console.failures import CommandFailed, ExitCode
 
 SILENCE_S: Final = 30.0
 """A daemon that reports nothing for so long hangs; usually there are thousands of reports a second."""
-_reports: Final = msgspec.json.Decoder(Report)
+
+R = TypeVar("R")
 
 
-class DaemonProcess:
-    """One life of the daemon. `reports` gives what it says, in order, in the batches in which it comes."""
+class DaemonProcess(Generic[R]):
+    """One life of a daemon, which is this module run as a program: its job goes in, and reports of a type come out.
 
-    def __init__(self, job: Job, stderr: Path) -> None:
+    `reports` gives what it says, in order, in the batches in which it comes.
+    """
+
+    def __init__(self, program: ModuleType, job: msgspec.Struct, report_type: Any, stderr: Path) -> None:
+        self._decoder: msgspec.json.Decoder[R] = msgspec.json.Decoder(report_type)
         self._stderr = stderr
         # -P: a folder named `executus` in the working directory must not shadow the installed package.
-        command = [sys.executable, "-P", "-m", "executus.actors.console.demo_daemon"]
+        command = [sys.executable, "-P", "-m", program.__name__]
         with stderr.open("ab") as errors:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, bufsize=0)  # noqa: S603
@@ -43,7 +47,7 @@ class DaemonProcess:
             self.close()
             raise self._failed("ended before it took its job") from None
 
-    def reports(self) -> Iterator[list[Report]]:
+    def reports(self) -> Iterator[list[R]]:
         """Batches until the daemon's end. Raises CommandFailed when it is silent for too long."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._stdout, selectors.EVENT_READ)
@@ -54,9 +58,9 @@ class DaemonProcess:
                 if not data:
                     return
                 *lines, self._tail = (self._tail + data).split(b"\n")
-                yield [_reports.decode(line) for line in lines]
+                yield [self._decoder.decode(line) for line in lines]
 
-    def kill(self) -> list[Report]:
+    def kill(self) -> list[R]:
         """SIGKILL. Returns what it had still reported: the kernel keeps that, and it counts."""
         self._process.kill()
         last = [report for batch in self.reports() for report in batch]
