@@ -16,11 +16,14 @@ from typing import Final, NoReturn
 
 from executus.actors.console.copies import exit_code_of_copy, print_copy
 from executus.actors.console.demo import demo
+from executus.actors.console.demo_agent import demo_agent, print_agents
+from executus.actors.console.demo_agent_check import AgentSummary
+from executus.actors.console.demo_check import Summary
 from executus.actors.console.doctor import doctor, print_examination
 from executus.actors.console.failures import CommandFailed, ExitCode, complain
 from executus.actors.console.gc import gc, policy_of, print_collection
 from executus.actors.console.ps import print_listing, ps
-from executus.actors.console.screen import screen_for
+from executus.actors.console.screen import Screen, screen_for
 from executus.actors.console.show import print_raw, print_shown, show
 from executus.actors.console.values import print_json
 from executus.actors.console.why import print_why, why
@@ -28,13 +31,14 @@ from executus.stores import CopyReport, ExecutusError, RunStatus, backup, compac
 
 MOST_PROBLEMS: Final = 10
 """So many are printed for people."""
+DEMO_AGENT: Final = "demo agent"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(given)
+        arguments = _parser().parse_args(_with_topic(given))
         command: Callable[[argparse.Namespace], ExitCode] = arguments.command
         return command(arguments)
     except ExecutusError as error:
@@ -45,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone, as `head` does; what Python still holds for it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
+
+
+def _with_topic(given: Sequence[str]) -> Sequence[str]:
+    """With `demo agent` as one command; a folder of that name is `./agent`."""
+    return [DEMO_AGENT, *given[2:]] if list(given[:2]) == DEMO_AGENT.split() else given
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +81,20 @@ def _demo(arguments: argparse.Namespace) -> ExitCode:
         ("time altogether", f"{summary.seconds:.1f} s"),
     ]
     screen.table((), rows)
+    return _judged(summary, screen)
+
+
+def _demo_agent(arguments: argparse.Namespace) -> ExitCode:
+    screen = screen_for(as_json=arguments.json)
+    summary = demo_agent(arguments.folder, arguments.text, keep=arguments.keep, screen=screen)
+    if arguments.json:
+        print_json(summary)
+    print_agents(summary, screen)
+    return _judged(summary, screen)
+
+
+def _judged(summary: Summary | AgentSummary, screen: Screen) -> ExitCode:
+    """Say what is broken, and where the store is."""
     for problem in summary.problems[:MOST_PROBLEMS]:
         screen.say(f"broken: {problem}")
     if len(summary.problems) > MOST_PROBLEMS:
@@ -173,6 +196,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
     one.set_defaults(command=_demo)
 
+    one = commands.add_parser(
+        DEMO_AGENT, parents=[common], help="kill an agent with SIGKILL in mid-sentence and watch it finish"
+    )
+    one.add_argument(
+        "folder", type=Path, nargs="?", help="let it read these text files (default: the standard library's sources)"
+    )
+    one.add_argument("--text", type=_text, default="TODO", help="what it looks for (default: TODO)")
+    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
+    one.set_defaults(command=_demo_agent)
+
     one = commands.add_parser("ps", parents=[common], help="list the runs of a store, whether its daemon lives or not")
     one.add_argument("store", type=Path, help="the folder that the runtime was given")
     one.add_argument(
@@ -253,6 +286,12 @@ def _version() -> str:
         return importlib.metadata.version("executus")
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version: its folders are on the path, it is not installed"
+
+
+def _text(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no text to look for")
+    return text
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

@@ -13,6 +13,8 @@ import msgspec
 import pytest
 
 from executus.actors.console import main as module
+from executus.actors.console.demo_agent_check import check
+from executus.actors.console.demo_agent_ledger import Ledger
 from executus.actors.console.demo_check import Summary
 from executus.actors.console.failures import ExitCode
 from executus.actors.console.main import main
@@ -47,6 +49,9 @@ def test_exit_codes_are_what_scripts_rely_on() -> None:
         (["fly"], 2),
         (["demo", "--runs", "0"], 2),
         (["demo", "--kills", "many"], 2),
+        (["demo", "agent", "--text", ""], 2),
+        (["demo", "agent", "--kills", "1"], 2),
+        (["demo", "agent", "MISSING"], 4),
         (["ps"], 2),
         (["ps", "STORE", "--status", "sleepy"], 2),
         (["show", "STORE", "r", "--raw", "--json"], 2),
@@ -105,6 +110,17 @@ def test_a_broken_invariant_is_exit_code_1_and_is_named(
     assert "broken: kill 1: r came back from 2" in capsys.readouterr().out
     assert main(["demo", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["snapshots_lost"] == 1
+
+
+def test_a_broken_invariant_of_the_agents_is_exit_code_1_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = check(Ledger("lead"), {}, None, "", "the answer")
+    monkeypatch.setattr(module, "demo_agent", lambda *_, **__: broken)
+    assert main(["demo", "agent"]) == 1
+    assert "broken: only 0 of 4 kills fell into the work" in capsys.readouterr().out
+    assert main(["demo", "agent", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["answer_differs"] is True
 
 
 def test_the_demos_json_has_what_scripts_rely_on(
