@@ -185,26 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
 
-    one = commands.add_parser(
-        "demo", parents=[common], help="kill a daemon full of runs with SIGKILL and watch it finish"
-    )
-    one.add_argument(
-        "folder", type=Path, nargs="?", help="read its text files (default: the standard library's sources)"
-    )
-    one.add_argument("--runs", type=_number(1, 1000), default=100, metavar="N", help="how many runs (default: 100)")
-    one.add_argument("--kills", type=_number(0, 20), default=2, metavar="N", help="how many kills (default: 2)")
-    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
-    one.set_defaults(command=_demo)
-
-    one = commands.add_parser(
-        DEMO_AGENT, parents=[common], help="kill an agent with SIGKILL in mid-sentence and watch it finish"
-    )
-    one.add_argument(
-        "folder", type=Path, nargs="?", help="let it read these text files (default: the standard library's sources)"
-    )
-    one.add_argument("--text", type=_text, default="TODO", help="what it looks for (default: TODO)")
-    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
-    one.set_defaults(command=_demo_agent)
+    _add_demos(commands, common)
 
     one = commands.add_parser("ps", parents=[common], help="list the runs of a store, whether its daemon lives or not")
     one.add_argument("store", type=Path, help="the folder that the runtime was given")
@@ -279,6 +260,29 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("store", type=Path, help="the folder that the runtime was given")
     one.set_defaults(command=_compact)
     return parser
+
+
+def _add_demos(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    one = commands.add_parser(
+        "demo", parents=[common], help="kill a daemon full of runs with SIGKILL and watch it finish"
+    )
+    one.add_argument(
+        "folder", type=Path, nargs="?", help="read its text files (default: the standard library's sources)"
+    )
+    one.add_argument("--runs", type=_number(1, 1000), default=100, metavar="N", help="how many runs (default: 100)")
+    one.add_argument("--kills", type=_number(0, 20), default=2, metavar="N", help="how many kills (default: 2)")
+    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
+    one.set_defaults(command=_demo)
+
+    one = commands.add_parser(
+        DEMO_AGENT, parents=[common], help="kill an agent with SIGKILL in mid-sentence and watch it finish"
+    )
+    one.add_argument(
+        "folder", type=Path, nargs="?", help="let it read these text files (default: the standard library's sources)"
+    )
+    one.add_argument("--text", type=_text, default="TODO", help="what it looks for (default: TODO)")
+    one.add_argument("--keep", action="store_true", help="keep the store, and say where it is")
+    one.set_defaults(command=_demo_agent)
 
 
 def _version() -> str:
