@@ -274,7 +274,11 @@ class Admission:
         parent, slot = message.parent, message.parent.slot
         if slot is None or slot.closed:
             return
-        left = len(message.orders)
+        orders = tuple(order for order in message.orders if not self._family.is_past(parent, order))
+        if not orders:
+            slot.tell_attempt(ChildrenSpawned())
+            return
+        left = len(orders)
         errors: list[ExecutusError] = []
 
         def one_done(promise: Promise[Incarnation], order: StartOrder) -> None:
@@ -299,10 +303,10 @@ class Admission:
             if left == 0:
                 slot.tell_attempt(ChildrenSpawned(errors[0] if errors else None))
 
-        replies: list[Promise[Incarnation]] = [Promise() for _ in message.orders]
-        for reply, order in zip(replies, message.orders, strict=True):
+        replies: list[Promise[Incarnation]] = [Promise() for _ in orders]
+        for reply, order in zip(replies, orders, strict=True):
             reply.add_done_callback(partial(one_done, order=order))
-        self.start(message.orders, replies)
+        self.start(orders, replies)
 
     # --- resumed by hand ----------------------------------------------------------------------------------------------
 

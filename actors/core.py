@@ -363,12 +363,7 @@ class Core:
         if if_exists not in {"raise", "return", "replace", "retry_failed"}:
             msg = f"if_exists takes 'raise', 'return', 'replace' or 'retry_failed', not {if_exists!r}"
             raise ValueError(msg)
-        policies = Policies(
-            restart_policy or definition.policies.restart,
-            save_policy or definition.policies.save,
-            stop_policy or definition.policies.stop,
-        )
-        overridden = policies != definition.policies
+        policies, options = definition.overridden(restart_policy, save_policy, stop_policy)
         checked_id = self._new_id(definition) if run_id is None else check_run_id(run_id)
         if first is None and first_id is not None:
             raise ValueError("first_id without first: there is no message that it could be of. Nothing was started.")
@@ -381,7 +376,7 @@ class Core:
             if_exists=if_exists,
             labels=checked_labels(labels),
             policies=policies,
-            options=msgspec.msgpack.encode(policies) if overridden else b"",
+            options=options,
             first=None if first is None else self.outgoing(definition, first, first_id),
         )
 

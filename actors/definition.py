@@ -24,7 +24,7 @@ from executus.actors.errors import (
     WrongReturn,
 )
 from executus.actors.outcomes import safe_text
-from executus.actors.policies import Policies
+from executus.actors.policies import Policies, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Next, Run
 from executus.actors.state_codec import MAX_VALUE_BYTES, StateCodec
 from executus.actors.user_types import (
@@ -119,6 +119,13 @@ class RunDefinition:
 
     def __repr__(self) -> str:
         return f"<RunDefinition {self.name!r}>"
+
+    def overridden(
+        self, restart: RestartPolicy | None, save: SavePolicy | None, stop: StopPolicy | None
+    ) -> tuple[Policies, bytes]:
+        """The policies of a run that is started with these, and their bytes for its record: none for its type's own."""
+        policies = Policies(restart or self.policies.restart, save or self.policies.save, stop or self.policies.stop)
+        return policies, _encoder.encode(policies) if policies != self.policies else b""
 
     # input
 

@@ -8,7 +8,7 @@ from typing import Final
 from executus.actors.desk import Desk
 from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Letter
-from executus.actors.messages import EndRun
+from executus.actors.messages import EndRun, StartOrder
 from executus.actors.outcomes import CancelRequested, KillRequested, Outcome
 from executus.actors.run import ChildEnded
 from executus.actors.stored_runs import resting_incarnation
@@ -39,6 +39,14 @@ class Family:
             if ending.outcome is not None and self._is_owed(parent, child, begun_here=begun_here):
                 _deliver(parent, key, child.run_id, ending.outcome)
         return True
+
+    def is_past(self, parent: Incarnation, order: StartOrder) -> bool:
+        """Whether this child, of which no store knows, has ended and its parent was told.
+
+        The parent repeats a step after a crash: with the end in its mailbox, or in the state that it goes on from.
+        """
+        unsaved = order.policies.save.durability == "none"
+        return unsaved and order.run_id in (parent.told_of or ()) and order.run_id not in self._desk.table
 
     def begins_afresh(self, inc: Incarnation) -> None:
         """A run begins from its input again: the children that it had are none of its new life's, but end with it."""

@@ -202,12 +202,20 @@ class RunContext(Protocol):
         key: str,
         on_parent_end: Literal["cancel", "kill"] = "cancel",
         labels: Mapping[str, str] | None = None,
+        restart_policy: RestartPolicy | None = None,
+        save_policy: SavePolicy | None = None,
+        stop_policy: StopPolicy | None = None,
     ) -> ChildRef:
-        """Start a child run, or find the one spawned under this key before.
+        """Start a child run, or find the one spawned under this key before. Policies stand in for its type's.
 
-        It is durable before this callback counts as completed.
+        It is durable before this callback counts as completed, unless its durability is "none". Such a child is known
+        in this process alone: a parent that a later boot resumes is not told of its end and must spawn it again.
 
-        Raises NotRegistered, InvalidInput and InvalidRunId at once. A store that cannot take it crashes the callback.
+        The child of a parent with durability "none" has that, too, whatever its type says: without a record of its
+        parent nobody would know whose child it was.
+
+        Raises NotRegistered, InvalidInput, InvalidRunId, and NotDurable where `save_policy` wants more of a child than
+        its parent has, at once. A store that cannot take it crashes the callback.
         """
         ...
 

@@ -7,7 +7,7 @@ import contextvars
 import functools
 import hashlib
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -20,6 +20,7 @@ from executus.actors.future import Promise
 from executus.actors.incarnation import Incarnation, Progress, fenced_error
 from executus.actors.messages import EndRun, StartOrder
 from executus.actors.outcomes import KillRequested, safe_text, scalars_of
+from executus.actors.policies import RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import ChildRef, Run
 from executus.actors.save_wait import SaveWait
 from executus.actors.worker_call import WorkerCall
@@ -28,6 +29,7 @@ from executus.stores import ParentLink, RunClaim, check_run_id
 if TYPE_CHECKING:
     from executus.actors.run_actor import RunActor
 
+UNSAVED: Final = SavePolicy(durability="none")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -187,19 +189,26 @@ class AttemptContext:
         key: str,
         on_parent_end: Literal["cancel", "kill"] = "cancel",
         labels: Mapping[str, str] | None = None,
+        restart_policy: RestartPolicy | None = None,
+        save_policy: SavePolicy | None = None,
+        stop_policy: StopPolicy | None = None,
     ) -> ChildRef:
         """See RunContext."""
         self._check_fence()
         inc = self._incarnation
         definition = self._env.registry.of(run_class)
+        run_id = child_id(inc.run_id, key)
+        if not inc.durable:
+            save_policy = _of_no_record(run_id, save_policy)
+        policies, options = definition.overridden(restart_policy, save_policy, stop_policy)
         order = StartOrder(
-            run_id=child_id(inc.run_id, key),
+            run_id=run_id,
             definition=definition,
             input=definition.encode_input(input),
             if_exists="return",
             labels=checked_labels(labels),
-            policies=definition.policies,
-            options=b"",
+            policies=policies,
+            options=options,
             parent=ParentLink(inc.run_id, inc.incarnation, key, on_parent_end, inc.claim.begun),
             root_run_id=inc.root_run_id,
         )
@@ -218,6 +227,15 @@ def idempotency_key_of(run_id: str, life: str, seq: int, action: bytes, name: st
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def _of_no_record(run_id: str, save_policy: SavePolicy | None) -> SavePolicy:
+    """How a child is saved whose parent is not. Raises NotDurable."""
+    if save_policy is not None and save_policy.durability != "none":
+        raise NotDurable(
+            run_id, "for nothing of its parent is: nobody would know whose child it was. It was not started"
+        )
+    return UNSAVED
 
 
 def child_id(parent_run_id: str, key: str) -> str:

@@ -14,6 +14,7 @@ from executus.actors.definition import RunDefinition, checked_labels
 from executus.actors.events import default_logger
 from executus.actors.incarnation import Progress
 from executus.actors.outcomes import KillRequested
+from executus.actors.policies import RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import ChildRef, Run, current_context
 from executus.actors.run_context import SLEPT, child_id, encode_message, idempotency_key_of, returned
 
@@ -31,6 +32,9 @@ class Spawned(msgspec.Struct, frozen=True):
     key: str
     on_parent_end: Literal["cancel", "kill"]
     labels: Mapping[str, str]
+    restart_policy: RestartPolicy | None = None
+    save_policy: SavePolicy | None = None
+    stop_policy: StopPolicy | None = None
 
 
 class TestContext:
@@ -125,11 +129,15 @@ class TestContext:
         key: str,
         on_parent_end: Literal["cancel", "kill"] = "cancel",
         labels: Mapping[str, str] | None = None,
+        restart_policy: RestartPolicy | None = None,
+        save_policy: SavePolicy | None = None,
+        stop_policy: StopPolicy | None = None,
     ) -> ChildRef:
         """See RunContext. The input and the key are checked as there."""
         RunDefinition(run_class).encode_input(input)
         ref = ChildRef(key, child_id(self.run_id, key))
-        self.spawned.append(Spawned(run_class, input, key, on_parent_end, checked_labels(labels)))
+        policies = (restart_policy, save_policy, stop_policy)
+        self.spawned.append(Spawned(run_class, input, key, on_parent_end, checked_labels(labels), *policies))
         return ref
 
     def calling(self, arguments: tuple[Any, ...]) -> None:
