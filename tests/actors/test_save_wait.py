@@ -159,7 +159,7 @@ def test_while_the_store_fails_it_waits_and_is_not_taken_for_hung(is_async: bool
 
 @STORES
 @BOTH
-@pytest.mark.parametrize("first", ["trouble", "end"])
+@pytest.mark.parametrize("first", ["trouble", "trouble and a hang", "end"])
 def test_once_it_is_asked_to_end_it_waits_no_longer_for_a_store_that_fails(
     first: str, is_async: bool, kind: str, store_path: Path
 ) -> None:
@@ -182,13 +182,15 @@ def test_once_it_is_asked_to_end_it_waits_no_longer_for_a_store_that_fails(
         switch.fail()
         switch.held = first == "end"
         go.set()
-        if first == "end":
-            wait_until(lambda: switch.hanging)
-        else:
+        if first != "end":
             rig.seen.wait_for(StoreDegraded)
+            switch.held = "hang" in first
+        wait_until(lambda: switch.hanging or not switch.held)
         cancel = threading.Thread(target=lambda: handle.cancel("enough"))
         cancel.start()
         wait_until(lambda: handle._inc.causes)
+        if "hang" in first:
+            wait_until(lambda: caught)  # while nothing comes from the store
         switch.held = False
         switch.go_on.set()
         wait_until(lambda: caught)

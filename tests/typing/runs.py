@@ -94,7 +94,9 @@ class AsyncCount(Run[int, Progress, str]):
 
     async def begin(self, pages: int) -> Wait[Progress]:
         """An async callback fits where a sync one does."""
-        child = self.context.spawn(Count, pages, key="child")
+        child = self.context.spawn(
+            Count, pages, key="child", restart_policy=RestartPolicy(), save_policy=None, stop_policy=StopPolicy()
+        )
         assert_type(child, ChildRef)
         return Wait(Progress(pages), timeout_s=60)
 
