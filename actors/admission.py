@@ -163,7 +163,7 @@ class Admission:
         self._desk.commit(undo, _whatever)
 
     def _started(self, inc: Incarnation) -> None:
-        self._desk.emit(RunStarted, inc)
+        self._env.emit(RunStarted, inc)
         self._life.launch(inc, Source.INPUT)
         for reply in taken(inc.unstarted):
             reply.try_set(inc)
@@ -384,7 +384,7 @@ class Admission:
 
     def _resumed(self, inc: Incarnation) -> None:
         """The claim is committed: now load and go on."""
-        self._desk.emit(RunResumed, inc, strikes=inc.claim.strikes)
+        self._env.emit(RunResumed, inc, strikes=inc.claim.strikes)
         self.load(inc)
         for reply in taken(inc.unstarted):
             reply.try_set(inc)

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, Protocol
 
 from executus.actors.dormitory import Dormitory
 from executus.actors.environment import Environment, EpochCounter
-from executus.actors.events import RunEvent
 from executus.actors.future import Promise
 from executus.actors.incarnation import Ending, Incarnation
 from executus.actors.messages import Commit, DrainRuns, EndRun, LookAtDue, RetryCommit, TimerElapsed
@@ -208,12 +207,6 @@ class Desk:
         if inc is None or inc.incarnation != message.token.incarnation:
             return None
         return None if self._timers.pop((message.kind, inc.run_id, inc.incarnation), None) is None else inc
-
-    # --- events -------------------------------------------------------------------------------------------------------
-
-    def emit(self, kind: type[RunEvent], inc: Incarnation, **facts: Any) -> None:
-        """Emit a run's event."""
-        self.env.emit(kind, inc, **facts)
 
 
 def reason_of(exit_: Exit) -> str:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from msgspec.structs import replace
 
@@ -215,6 +215,8 @@ def facts_of(event: RunEvent) -> str:
 def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, dict):  # of RunReported: texts are cut and escaped already
+        return " ".join(f"{name}={_text(fact)}" for name, fact in cast("dict[str, object]", value).items())
     if isinstance(value, (ErrorInfo, enum.Enum, int, str)):
         return str(value.value if isinstance(value, enum.Enum) else value)
     return type(value).__name__

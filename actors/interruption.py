@@ -120,7 +120,7 @@ class Interruption:
             return
         self._unstopped.append(inc.run_id)
         stack = self._give_up_on(inc)
-        self._desk.emit(RunUnstopped, inc, stack=stack, leaked_threads=self._env.leaked_threads())
+        self._env.emit(RunUnstopped, inc, stack=stack, leaked_threads=self._env.leaked_threads())
 
     def _give_up_on(self, inc: Incarnation) -> str:
         """Fence the attempt and declare it dead; its thread may be anywhere. Returns that thread's stack."""
@@ -285,7 +285,7 @@ class Interruption:
             ):
                 inc.phase = Phase.HUNG
                 stack = self._give_up_on(inc)
-                self._desk.emit(RunHung, inc, idle_s=now_s - beat_s, stack=stack)
+                self._env.emit(RunHung, inc, idle_s=now_s - beat_s, stack=stack)
         if watched and self._sweep_every_s is not None:
             self._desk.tell_later(self._sweep_every_s, SweepIdle())
         else:

@@ -101,7 +101,7 @@ class Passivation:
         inc.children, inc.phase = children, Phase.WAITING
         self._desk.disarm(inc, "run_timeout")
         self._dormitory.lay_down(inc)
-        self._desk.emit(RunPassivated, inc, seq=inc.restored_seq, timed=bool(dues))
+        self._env.emit(RunPassivated, inc, seq=inc.restored_seq, timed=bool(dues))
         if self.is_wanted(inc):  # now that whoever wants something rouses it: see Dormitory
             self.activate(inc)
         self._desk.look_soon()
@@ -239,7 +239,7 @@ class Passivation:
                     continue
                 match verdict:
                     case Accepted():
-                        self._desk.emit(RunActivated, inc)
+                        self._env.emit(RunActivated, inc)
                         self._admission.load(inc)
                     case Refused(_, current):
                         self._life.lost(inc, current)

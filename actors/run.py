@@ -141,7 +141,10 @@ class RunContext(Protocol):
         ...
 
     def heartbeat(self, details: object = None) -> None:
-        """Say that the callback is alive, for `idle_timeout_s`. Raises RunFenced in an attempt that was given up on."""
+        """Say that the callback is alive, for `idle_timeout_s`. Raises RunFenced in an attempt that was given up on.
+
+        `executus why` shows the last one of a run that went wrong, with the text of `details`.
+        """
         ...
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

@@ -304,7 +304,7 @@ class RunSupervisor(Actor):
         cancelled = error is not None and CANCELLED in error.mro
         if error is not None and (isinstance(exit_, Crashed) or not (cancelled or isinstance(exit_, Parked))):
             inc.last_error = error
-            self.desk.emit(RunExited, inc, error=error, phase=evidence.phase, seq=inc.restored_seq)
+            self.env.emit(RunExited, inc, error=error, phase=evidence.phase, seq=inc.restored_seq)
         note_exit(self.env, inc, evidence, exit_)
         if isinstance(exit_, Killed):
             self.finish(inc, Ending(RunStatus.KILLED, exit_, exit_.reason))  # its tombstone is the record already
@@ -330,7 +330,7 @@ class RunSupervisor(Actor):
         inc.history = inc.history.restarted(inc.policies.restart, now_s)
         inc.stage = Stage.BACKING_OFF
         delay_s = inc.policies.restart.backoff.delay_s(restart.restarts, self.env.rng.random())
-        self.desk.emit(RunRestarting, inc, delay_s=delay_s, resumed_from_seq=inc.restored_seq, afresh=restart.afresh)
+        self.env.emit(RunRestarting, inc, delay_s=delay_s, resumed_from_seq=inc.restored_seq, afresh=restart.afresh)
         if restart.afresh:
             self._claim_afresh(inc, result)
         self.desk.arm(inc, "backoff", delay_s)
@@ -497,7 +497,7 @@ class RunSupervisor(Actor):
         if isinstance(ending.outcome, Completed):
             ending = Ending(ending.status, Completed(ending.outcome.result, durable=False), ending.reason)
         inc.ending.try_set(ending)
-        self.desk.emit(RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=False)
+        self.env.emit(RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=False)
 
     def finish(self, inc: Incarnation, ending: Ending) -> None:
         """The incarnation has ended or rests.
@@ -518,11 +518,11 @@ class RunSupervisor(Actor):
         error = ended_error(inc.run_id, ending)
         told, durable = _lost(inc, inc.letters.close(error), ending.status)
         if told or durable:
-            self.desk.emit(MessagesLost, inc, count=told + durable, durable=durable)
+            self.env.emit(MessagesLost, inc, count=told + durable, durable=durable)
         inc.fail_waiters(error)
         inc.run = None
         if not inc.ending.done():
-            self.desk.emit(
+            self.env.emit(
                 RunSettled, inc, status=ending.status, reason=ending.reason, seq=inc.restored_seq, durable=inc.durable
             )
         for reply in taken(inc.unstarted):

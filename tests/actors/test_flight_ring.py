@@ -13,6 +13,7 @@ from executus.actors.events import (
     RunEvent,
     RunHung,
     RunProgressed,
+    RunReported,
     RunRestarting,
     RunRestored,
     RunResumed,
@@ -174,6 +175,10 @@ def test_facts_are_those_of_the_event_in_one_line() -> None:
         "delay_s=0.123, resumed_from_seq=7, afresh=False"
     )
     assert facts_of(SaveRefused(**WHO, error=ERROR, seq=3)) == "error=ValueError: no\\n, seq=3"
+    assert (
+        facts_of(RunReported(**WHO, what="tools", facts={"calls": 3, "ok": True}))
+        == "what=tools, facts=calls=3 ok=True"
+    )
     settled = RunSettled(**WHO, status=RunStatus.FAILED, reason="", seq=0, durable=False)
     assert facts_of(settled) == "status=failed, seq=0, durable=False"
     assert Phase.STEP.value in facts_of(msgspec.structs.replace(settled, reason="step"))

@@ -36,7 +36,8 @@ from executus.actors import Blob, Done, Journal, ResultUnreadable, Run
 from executus.actors.blob import encoded_blob
 from executus.actors.definition import RunDefinition, decode_next, encode_next
 from executus.actors.errors import MessageUnreadable, OptionsUnreadable
-from executus.actors.outcomes import Completed, ErrorInfo, Failed, Phase, encode_outcome, safe_text
+from executus.actors.flight import VERSION, AttemptExit, FlightEvent, FlightRecord, decode_flight, encode_flight
+from executus.actors.outcomes import UNDECODABLE, Completed, ErrorInfo, Failed, Phase, encode_outcome, safe_text
 from executus.actors.policies import Policies
 from executus.actors.run import Beginning, Stepping, Waiting
 from executus.actors.state_codec import StateCodec, plain_state
@@ -59,6 +60,18 @@ from tests.harness.report import Report
 from tests.stores.making import claim, record, snapshot
 
 KEY = b"run"
+FLOWN = encode_flight(
+    FlightRecord(
+        version=VERSION,
+        incarnation=1,
+        attempt=2,
+        epoch=3,
+        at_s=4.0,
+        status="failed",
+        exits=(AttemptExit(attempt=1, epoch=1, at_s=1.0, how="crashed", seq=2, error="ValueError: told to"),),
+        events=(FlightEvent(1.0, "RunExited", "seq=2"),),
+    )
+)
 ROOM_BYTES = 512 * 1024**2
 """Of address space beyond what the process has when it begins: far less than what a bomb would like."""
 CHUNK = 1000
@@ -230,6 +243,7 @@ def contents(folder: Path) -> dict[str, Target]:
         "raw items for upgrade": (lambda data: plain_state(kept(DIARY, data)), USERS),
         "next": (decode_next, USERS),
         "result": (outcome, (ResultUnreadable,)),
+        "flight record": (decode_flight, UNDECODABLE),
         "options": (options, (OptionsUnreadable,)),
         "owner's facts": (owner, ()),
     }
@@ -252,7 +266,7 @@ def valid_payloads() -> dict[str, list[bytes]]:
             codec.encode_snapshot(snapshot(token, 3, bag, layouts=DIARY_LAYOUTS), KEY)[payload:],
         ],
         "outcome": [encode_outcome(Completed(BAG))],
-        "flight": [b"\x81\xa7attempt\x01"],
+        "flight": [FLOWN],
         "link": [codec.encode_link(ParentLink("p", 1, "k"), KEY)[payload:]],
         "number": [b""],
         "chunk": [codec.encode_chunk(PAGES_CHUNK, codec.Stamp(1, 1), KEY, "run")[payload:]],
@@ -272,6 +286,7 @@ def valid_payloads() -> dict[str, list[bytes]]:
         "raw state for upgrade": [bag, DIARY],
         "next": [encode_next(Waiting(5.0, 1.5)), encode_next(Stepping()), encode_next(Beginning())],
         "result": [encode_outcome(Completed(BAG)), encode_outcome(Failed(error, Phase.STEP, 2))],
+        "flight record": [FLOWN, encode_flight(decode_flight(FLOWN))],
         "options": [msgspec.msgpack.encode(Policies())],
         "owner's facts": [msgspec.json.encode(owner_lock.this_process())],
     }
