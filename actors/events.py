@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, MutableMapping
@@ -15,7 +16,7 @@ from typing import Any, Final, cast
 import msgspec
 import structlog
 
-from executus.actors.outcomes import ErrorInfo, Fact, Phase, escape, safe_text
+from executus.actors.outcomes import ErrorInfo, Fact, Phase, escape, safe_text, traceback_text
 from executus.stores import RunStatus
 
 
@@ -341,6 +342,9 @@ _fields = structlog.processors.KeyValueRenderer(key_order=["event", "run_id"])
 def _render(logger: Any, method: str, entry: MutableMapping[str, Any]) -> str:
     """One line of fields; below it a traceback, indented, so that no text in it can pass for a line of its own."""
     trace = entry.pop("exception", None)
+    if (raised := entry.pop("exc_info", None)) and trace is None:
+        error = raised if isinstance(raised, BaseException) else sys.exc_info()[1]
+        trace = None if error is None else "\n".join(map(escape, traceback_text(error).splitlines()))
     line = _fields(logger, method, entry)
     return line if trace is None else f"{line}\n{textwrap.indent(trace, '    ')}"
 

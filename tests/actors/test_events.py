@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -25,6 +26,7 @@ from executus.actors.events import (
     RuntimeDraining,
     RuntimeOpened,
     SnapshotSaved,
+    default_logger,
     log_events,
     severity,
 )
@@ -168,3 +170,28 @@ def test_the_log_adapter_writes_name_and_fields_with_texts_escaped() -> None:
     assert fields["run_id"] == "r"
     assert fields["error"] == "ValueError: a\\nb"
     assert progressed["note"] == "x\\x1b[2J"
+
+
+@pytest.mark.parametrize("how", ["exception", "exc_info", "the error itself"])
+def test_where_structlog_is_not_configured_a_logged_error_comes_with_its_traceback(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = default_logger()
+    with caplog.at_level(logging.INFO, "executus"):
+        try:
+            raise OSError("disk\x1b[31m")
+        except OSError as error:
+            match how:
+                case "exception":
+                    logger.exception("it failed", run_id="r")
+                case "exc_info":
+                    logger.warning("it failed", run_id="r", exc_info=True)
+                case _:
+                    logger.warning("it failed", run_id="r", exc_info=error)
+        logger.info("nothing raised", run_id="r", exc_info=True)  # noqa: LOG014 - users make mistakes
+    first, second = (record.getMessage() for record in caplog.records)
+    lines = first.splitlines()
+    assert lines[0] == "event='it failed' run_id='r'"
+    assert lines[1] == "    Traceback (most recent call last):"
+    assert lines[-1] == "    OSError: disk\\x1b[31m"
+    assert second == "event='nothing raised' run_id='r'"
