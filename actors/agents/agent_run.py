@@ -22,10 +22,10 @@ class AgentRun(Behaviour[AgentState]):
         """The first state: what was asked, and nothing answered yet. Raises InvalidAgent."""
         setup = self.set_up(task)
         invocation = task.invocation
-        prompt = user(invocation.prompt, invocation.images)
+        asked = (user(invocation.prompt, invocation.images),) if invocation.prompt or invocation.images else ()
         return AgentState(
             setup=Journal((setup,)),
-            conversation=Conversation(ceiling=task.agent.step_ceiling, transcript=Journal[Message]().append(prompt)),
+            conversation=Conversation(ceiling=task.agent.step_ceiling, transcript=Journal[Message]().extend(asked)),
         )
 
     async def step(self, state: AgentState, /) -> AgentState | Wait[AgentState] | Done[AgentResult]:

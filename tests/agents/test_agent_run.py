@@ -172,6 +172,14 @@ def test_a_steer_reaches_the_conversation_before_its_next_step_with_its_images()
     assert it.trail.kinds().count("Steered") == 1
 
 
+def test_without_a_prompt_the_conversation_begins_with_what_is_said_first() -> None:
+    model = Watched([say("Hello, ann.")])
+    with house(model) as it:
+        result = it.start(asked=Invocation(caller="ann"), first=Steer("Hello.")).result(10)
+    assert [message.text for message in model.seen(0)] == ["Hello."]
+    assert [message.text for message in result.transcript] == ["Hello.", "Hello, ann."]
+
+
 def test_a_follow_up_is_asked_when_the_run_would_end() -> None:
     model = Watched([say("One."), say("Two.")])
     with house(model) as it:
