@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -17,6 +17,16 @@ from executus.actors.agents.conversation import Conversation, Delegation, Setup,
 from executus.actors.agents.errors import BudgetExceeded
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage
 from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, Outcome, Quarantined, TimedOut
+from executus.stores import RunStatus
+
+_STATUS: Final[dict[type[object], RunStatus]] = {
+    Completed: RunStatus.COMPLETED,
+    Failed: RunStatus.FAILED,
+    Killed: RunStatus.KILLED,
+    Cancelled: RunStatus.CANCELLED,
+    TimedOut: RunStatus.TIMED_OUT,
+    Quarantined: RunStatus.QUARANTINED,
+}
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +159,13 @@ def read(call: ToolCall, outcome: Outcome, reserved: Budget, result_chars: int) 
         case _:
             assert_never(outcome)
     return _result(call, text, result_chars, is_error=True), all_of(reserved), reserved.steps or 0
+
+
+def status_of(outcome: Outcome) -> str:
+    """A result's status where there is one, else the run's."""
+    if isinstance(outcome, Completed) and isinstance(outcome.result, AgentResult):
+        return outcome.result.status
+    return _STATUS[type(outcome)].value
 
 
 def _number(value: object) -> float:

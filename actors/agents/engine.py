@@ -43,7 +43,7 @@ from executus.actors.agents.conversation import (
     said,
 )
 from executus.actors.agents.critic import Extend, KillRun, Nudge, RestartRun, Verdict, Zone
-from executus.actors.agents.delegation import delegated, plan, read
+from executus.actors.agents.delegation import delegated, plan, read, status_of
 from executus.actors.agents.errors import (
     AgentError,
     BudgetExceeded,
@@ -376,7 +376,7 @@ class Engine:
         if one is None:
             return conversation
         answer, used, steps = read(one.call, ended.outcome, one.reserved, self.setup.task.agent.limits.result_chars)
-        self.record(ChildSettled(**self.at(), key=ended.key, status=type(ended.outcome).__name__))
+        self.record(ChildSettled(**self.at(), key=ended.key, status=status_of(ended.outcome)))
         return child_ended(conversation, ended.key, answer, used, steps)
 
     def waiting_s(self, conversation: Conversation) -> float | None:

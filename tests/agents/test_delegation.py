@@ -24,7 +24,7 @@ from executus.actors.agents.agent import (
 from executus.actors.agents.audit import ChildSettled, Delegated
 from executus.actors.agents.behaviour import Standing
 from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, child_ended
-from executus.actors.agents.delegation import key_of, plan, read
+from executus.actors.agents.delegation import key_of, plan, read, status_of
 from executus.actors.agents.errors import FatalModelError
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage, assistant
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
@@ -34,6 +34,7 @@ from executus.actors.journal import Journal
 from executus.actors.outcomes import Cancelled, Completed, ErrorInfo, Failed, Killed, Quarantined, TimedOut
 from executus.actors.outcomes import Phase as RunPhase
 from tests.agents.house import Traces, Trail, Watched, house, info_of, worker
+from tests.waiting import wait_until
 
 CHILD = Agent(id="child", tier="child", tools=("look",))
 BOTH = call("agent__child", prompt="this") + call("skill__sum", prompt="that")
@@ -74,7 +75,23 @@ def test_each_call_is_a_child_run_with_its_parent_and_root_and_comes_back_as_a_r
         assert result.usage.requests == 4, "the children's requests count"
         assert result.steps == 4
         assert len(it.trail.of(Delegated)) == 2
-        assert [one.status for one in it.trail.of(ChildSettled)] == ["Completed", "Completed"]
+        assert [one.status for one in it.trail.of(ChildSettled)] == ["completed", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Completed(AgentResult(output="", status="out_of_steps", usage=NOTHING, steps=1)), "out_of_steps"),
+        (Completed("text"), "completed"),
+        (Failed(ErrorInfo("ValueError", "no"), RunPhase.STEP, 0), "failed"),
+        (Killed("critic", "hung"), "killed"),
+        (Cancelled("ann", "enough"), "cancelled"),
+        (TimedOut(), "timed_out"),
+        (Quarantined("three boots"), "quarantined"),
+    ],
+)
+def test_the_audit_calls_an_end_as_everybody_does(outcome: Any, status: str) -> None:
+    assert status_of(outcome) == status
 
 
 def test_an_agent_with_phases_can_be_called() -> None:
@@ -171,6 +188,7 @@ def test_a_child_killed_by_an_operator_comes_back_as_a_result() -> None:
     ):
         handle = it.start()
         held.wait()
+        wait_until(lambda: handle.query(Standing()).waiting_for, 10)  # the child may be faster than its parent's state
         (child_id,) = handle.query(Standing()).waiting_for
         it.runtime.get(child_id).kill("stop it", by="ann", timeout_s=10)
         result = handle.result(10)
@@ -190,6 +208,7 @@ def test_a_killed_parent_kills_its_children() -> None:
     ):
         handle = it.start()
         held.wait()
+        wait_until(lambda: handle.query(Standing()).waiting_for, 10)  # the child may be faster than its parent's state
         (child_id,) = handle.query(Standing()).waiting_for
         handle.kill("enough", timeout_s=10)
         assert isinstance(it.runtime.get(child_id).outcome(10), Killed)
