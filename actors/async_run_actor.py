@@ -9,9 +9,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from executus.actors.actor import ExitReport
+from executus.actors.errors import DispatcherClosed
 from executus.actors.incarnation import tell_if_alive
-from executus.actors.outcomes import KillRequested
+from executus.actors.outcomes import DrainRequested, ExitEvidence, KillRequested
 from executus.actors.run import current_context
 from executus.actors.run_actor import STEPS_PER_TURN, TURN_S, CallbackEnded, RunActor
 
@@ -70,6 +73,13 @@ class AsyncRunActor(RunActor):
                 loop.call_soon_threadsafe(task.cancel)
             except RuntimeError:  # the loop is closed, and nothing runs there any more
                 bury(task)
+
+    def _evidence(self, report: ExitReport) -> ExitEvidence:
+        """Besides the facts: a host that closed its loop has shut the run down. That is no crash of it."""
+        evidence, loop = super()._evidence(report), self.env.loop
+        if isinstance(report.error, DispatcherClosed) and loop is not None and loop.is_closed():
+            return msgspec.structs.replace(evidence, causes=(*evidence.causes, DrainRequested()))
+        return evidence
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step runs none of its own code: its end is told here."""

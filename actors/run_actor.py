@@ -14,7 +14,7 @@ from executus.actors.definition import decode_next
 from executus.actors.dispatcher import TurnBudget
 from executus.actors.environment import Environment
 from executus.actors.error_chain import chain_of
-from executus.actors.errors import CallbackHung, MessageUnreadable, NoReply, RunCrashed, SaveRejected
+from executus.actors.errors import CallbackHung, DispatcherClosed, MessageUnreadable, NoReply, RunCrashed, SaveRejected
 from executus.actors.events import MessageExpired, RunRestored, SaveRefused
 from executus.actors.incarnation import UNREAD, Incarnation, Letter, Posted, tell_if_alive
 from executus.actors.messages import (
@@ -753,7 +753,7 @@ class RunActor(Actor):
         if phase is Phase.RESTORING and error is not None and not interrupted:
             if self.resuming:
                 incompatible = f"this code cannot go on with the stored state: {info}"
-            elif not isinstance(error, StoreError):
+            elif not isinstance(error, (StoreError, DispatcherClosed)):  # neither says anything of the state
                 incompatible = f"the stored state cannot be read by this code: {info}"
         return ExitEvidence(
             phase=phase,

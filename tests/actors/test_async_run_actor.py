@@ -11,8 +11,11 @@ import pytest
 
 from executus.actors import Done, RestartPolicy, Run
 from executus.actors.async_run_actor import AsyncRunActor
+from executus.actors.events import RunExited, RunSettled
 from executus.actors.policies import Backoff
 from executus.actors.runtime import AsyncRuntime
+from executus.stores import MemoryStore, RunStatus
+from tests.doubles import Recorder
 from tests.waiting import await_until
 
 
@@ -104,3 +107,35 @@ def test_what_runs_on_a_loop_that_its_host_closes_goes_without_a_word(
     gc.collect()
     assert INSIDE.is_set() == begun
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+class Crashes(Run[int, int, int]):
+    """Crashes in its first step, and is slow to come back."""
+
+    restart_policy = RestartPolicy(backoff=Backoff(initial_s=0.5, jitter=0.0))
+
+    async def begin(self, number: int) -> int:
+        return number
+
+    async def step(self, number: int) -> int:
+        raise ValueError(number)
+
+
+def test_a_run_that_comes_back_to_a_loop_that_its_host_has_closed_is_suspended() -> None:
+    store, seen = MemoryStore(), Recorder()
+    runtime = AsyncRuntime(store, runs=[Crashes], logger=False)
+    runtime.events.subscribe(seen)
+
+    async def main() -> None:
+        await runtime.open()
+        await runtime.start(Crashes, 7, run_id="r")
+        await await_until(lambda: seen.of(RunExited, "r"), 20)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    assert seen.wait_for(RunSettled).status is RunStatus.SUSPENDED
+    runtime._core.close()
+    store.open()
+    assert [claim.status for claim in store.live()] == [RunStatus.SUSPENDED]
+    store.close()
