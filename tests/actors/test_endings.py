@@ -386,7 +386,7 @@ def test_a_drain_suspends_running_waiting_and_backing_off_runs_and_the_next_boot
         )
         rig.seen.wait_for(RunRestarting, "backs")
         wait_until(lambda: rig.world.hanging == 1)
-        report = rig.runtime.drain(1.0)
+        report = rig.runtime.drain(10.0)
         assert report.suspended == 3
         assert report.unsaved == ()
         assert report.unstopped == (("hangs",) if double is FailableRun else ())
