@@ -44,9 +44,12 @@ def programs_of(test: pytest.Item) -> tuple[str, ...]:
     return () if marker is None else marker.args
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who waits for programs comes last, when they have mostly ended, and waits as long as those may take."""
+    items.sort(key=lambda test: bool(programs_of(test)))
     for test in items:
-        if programs_of(test):  # who waits for programs waits as long as those may take
+        if programs_of(test):
             test.add_marker(pytest.mark.timeout(HANG_S + 60))
 
 

@@ -31,12 +31,12 @@ async def await_until(predicate: Callable[[], object], timeout_s: float = 5.0, w
         await asyncio.sleep(0.001)
 
 
-def in_time(took_s: Callable[[], float], bound_s: float) -> None:
-    """One of three tries must be within the bound: the machine is shared, and what is too slow is so each time."""
-    tries: list[float] = []
-    while not tries or tries[-1] > bound_s:
-        assert len(tries) < 3, f"not once within {bound_s:g} s: {tries}"
-        tries.append(took_s())
+def in_time(measure: Callable[[], float], bound: float) -> None:
+    """One of three measurements must be within the bound: the machine is shared, and what is too slow is so each time."""
+    seen: list[float] = []
+    while not seen or seen[-1] > bound:
+        assert len(seen) < 3, f"not once within {bound:g}: {seen}"
+        seen.append(measure())
 
 
 def elapse(seconds: float) -> None:

@@ -311,11 +311,12 @@ from pathlib import Path
 from executus.actors.console.doctor import doctor
 from executus.actors.console.screen import SilentScreen
 whole, seeds = Path(sys.argv[1], "data.mdb").read_bytes(), range(*map(int, sys.argv[2:]))
+used = [at for at, byte in enumerate(whole) if byte]
 for seed in seeds:
     rng = random.Random(seed)
     data = bytearray(whole)
     for _ in range(rng.choice([1, 1, 8])):
-        at = rng.randrange(len(data))
+        at = rng.choice(used)
         match rng.randrange(3):
             case 0:
                 data[at] ^= 1 << rng.randrange(8)
