@@ -111,6 +111,10 @@ class Extend(msgspec.Struct, frozen=True, tag="extend"):
     seconds: float = 0.0
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        if not (self.steps >= 0 and self.seconds >= 0):  # NaN is refused, too
+            raise ValueError(f"{self!r}: an extension takes nothing away")
+
 
 class RestartRun(msgspec.Struct, frozen=True, tag="restart"):
     """Give up what runs and start again from the last snapshot, within the run's restart policy."""
@@ -125,6 +129,12 @@ class KillRun(msgspec.Struct, frozen=True, tag="kill"):
 
 
 Verdict = Nudge | Extend | RestartRun | KillRun
+_decoder: Final = msgspec.msgpack.Decoder(Verdict)
+
+
+def checked_verdict(given: object) -> Verdict | None:
+    """What a critic returned, if a state can hold it. Raises TypeError, ValueError or msgspec's errors."""
+    return None if given is None else _decoder.decode(msgspec.msgpack.encode(given))
 
 
 def next_memo(memo: CriticMemo, verdict: Verdict, watch: Watch) -> CriticMemo:

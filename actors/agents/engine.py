@@ -140,7 +140,7 @@ class Engine:
 
     def entered(self, conversation: Conversation) -> Conversation:
         """At the begin of each callback. Raises CriticRestart where this attempt was to be given up."""
-        self.watcher.memo = conversation.memo
+        self.watcher.memo, self.watcher.pending = conversation.memo, []
         if not conversation.restart:
             return conversation
         if self._restart_ordered:
@@ -153,7 +153,7 @@ class Engine:
         Not this one: what it returns is the memo of it. A restart that forgets itself would be ordered for ever.
         """
         self._restart_ordered = True
-        return replace(conversation, restart=str(error), memo=self.watcher.memo)
+        return replace(self.heeded(conversation), restart=str(error))
 
     # --- the model ---
 
@@ -484,10 +484,14 @@ class Engine:
     def _judged(self, conversation: Conversation, persona: Persona) -> Conversation:
         """Ask the critic what it thinks of this, and take in what it thought meanwhile."""
         verdict = self.watcher.judge(conversation, persona.phase, self.context)
+        conversation = self.heeded(conversation)
+        return conversation if verdict is None else self._taken(conversation, verdict)
+
+    def heeded(self, conversation: Conversation) -> Conversation:
+        """With what the critic has ordered while calls ran, and its memo."""
         pending, self.watcher.pending = self.watcher.pending, []
-        for one in (*pending, verdict):
-            if one is not None:
-                conversation = self._taken(conversation, one)
+        for one in pending:
+            conversation = self._taken(conversation, one)
         return replace(conversation, memo=self.watcher.memo)
 
     def _taken(self, conversation: Conversation, verdict: Verdict) -> Conversation:

@@ -146,11 +146,12 @@ class PipelineRun(Behaviour[PipelineState]):
         except CriticRestart as error:
             return engine.given_up(conversation, error)
         return Concluded(
-            replace(
-                conversation,
-                transcript=conversation.transcript.extend(heard),
-                inbox=conversation.inbox[len(heard) :],
-                memo=engine.watcher.memo,
+            engine.heeded(
+                replace(
+                    conversation,
+                    transcript=conversation.transcript.extend(heard),
+                    inbox=conversation.inbox[len(heard) :],
+                )
             ),
             output,
             "completed",

@@ -8,8 +8,19 @@ from typing import Any, TypeVar
 
 from executus.actors.agents.agent import RunInfo
 from executus.actors.agents.conversation import Conversation
-from executus.actors.agents.critic import Critic, CriticMemo, KillRun, RestartRun, Verdict, Watch, Zone, next_memo
+from executus.actors.agents.critic import (
+    Critic,
+    CriticMemo,
+    KillRun,
+    RestartRun,
+    Verdict,
+    Watch,
+    Zone,
+    checked_verdict,
+    next_memo,
+)
 from executus.actors.agents.errors import CriticRestart
+from executus.actors.errors import RunFenced
 from executus.actors.run import RunContext
 
 T = TypeVar("T")
@@ -41,6 +52,7 @@ class Watcher:
         self._tell_ordered = ordered
         self._beat_s = monotonic_s()
         self._ordered: str | None = None
+        self._raised: BaseException | None = None
 
     def beat(self) -> None:
         """A sign of life. From any thread: a number is replaced, and which of two is newer matters to nobody."""
@@ -69,7 +81,7 @@ class Watcher:
             memo=self.memo,
         )
         try:
-            verdict = self.critic.judge(watch)
+            verdict = checked_verdict(self.critic.judge(watch))
         except Exception:
             context.log.warning("the critic raised; it is not heard this time", exc_info=True)
             return None
@@ -91,12 +103,22 @@ class Watcher:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         began_s = self._now_s()
-        self._ordered = None
+        self._ordered = self._raised = None
         timer: asyncio.TimerHandle | None = None
 
         def look() -> None:
             nonlocal timer
             timer = loop.call_later(critic.every_s, look)
+            try:
+                heed()
+            except RunFenced:
+                timer.cancel()  # killed or given up on: nothing that is ordered has effect
+            except BaseException as error:  # noqa: BLE001 - a SystemExit would end the host's loop; the run gets it
+                timer.cancel()
+                self._raised = error
+                task.cancel()
+
+        def heed() -> None:
             verdict = self.judge(conversation, phase, context, zone, self._now_s() - began_s)
             match verdict:
                 case None:
@@ -126,6 +148,9 @@ class Watcher:
         return returned
 
     def _carry_out(self, task: asyncio.Task[Any]) -> None:
+        if self._raised is not None:
+            task.uncancel()
+            raise self._raised
         if self._ordered is not None:
             task.uncancel()
             raise CriticRestart(self._ordered)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from executus.actors import StopPolicy
-from executus.actors.agents.agent import Budget, Limits
-from executus.actors.agents.audit import Extended, KillOrdered, Nudged, RestartOrdered
+from executus.actors import AsyncRuntime, StopPolicy
+from executus.actors.agents.agent import Budget, Limits, Phase
+from executus.actors.agents.agents import Agents
+from executus.actors.agents.audit import Extended, KillOrdered, Nudged, PhaseEnded, RestartOrdered
 from executus.actors.agents.critic import Extend, KillRun, Nudge, RestartRun, Verdict, Watch
 from executus.actors.agents.ladder import Ladder, LadderCritic
-from executus.actors.agents.scripted import call, say
+from executus.actors.agents.phase_context import PhaseContext
+from executus.actors.agents.scripted import ScriptedModel, call, say
 from executus.actors.agents.tool import ToolContext, tool
 from executus.actors.agents.transcript import problems
 from executus.actors.outcomes import Failed, Killed, TimedOut
-from tests.agents.house import Watched, house, worker
+from tests.agents.house import Trail, Watched, house, worker
 from tests.waiting import ticks, wait_until
 
 ONE_BY_ONE = [call("look", what="a"), call("look", what="b"), call("look", what="c"), say("done")]
@@ -196,3 +200,104 @@ def test_the_default_leaves_a_healthy_run_alone() -> None:
     with house(ONE_BY_ONE, critic=LadderCritic()) as it:
         assert it.start().result(10).output == "done"
         assert not {"Nudged", "RestartOrdered", "KillOrdered", "Extended"} & set(it.trail.kinds())
+
+
+# --- what critics do wrong
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()])
+def test_what_a_critic_raises_that_is_no_exception_crashes_its_run_and_not_the_loop(error: BaseException) -> None:
+    raised: list[Watch] = []
+
+    def judge(watch: Watch) -> None:
+        if watch.zone == "model" and not raised:
+            raised.append(watch)
+            raise error
+
+    model = Watched([say("done")])
+    with house(model, critic=Told(judge)) as it, model.held_at(0) as held:
+        handle = it.start()
+        wait_until(lambda: raised, 10)
+        held.let_go()
+        assert handle.result(10).output == "done"
+        assert it.start(run_id="another").result(10).output == "done", "the loop is alive"
+
+
+@pytest.mark.parametrize("verdict", ["kill", 3, Nudge(3), Nudge("\ud800")])  # type: ignore[arg-type]
+def test_a_verdict_that_is_none_is_not_heard(verdict: Any) -> None:
+    with house(ONE_BY_ONE, critic=Told(lambda watch: verdict)) as it:
+        assert it.start().result(10).output == "done"
+        assert it.trail.of(Nudged) == []
+
+
+def test_an_extension_takes_nothing_away() -> None:
+    for steps, seconds in ((-1, 0.0), (0, -1.0), (0, math.nan)):
+        with pytest.raises(ValueError, match="takes nothing away"):
+            Extend(steps, seconds)
+
+
+def test_a_run_that_lives_on_after_a_kill_is_watched_no_more_and_troubles_no_loop() -> None:
+    troubles: list[Any] = []
+    looked: list[Watch] = []
+    ended = asyncio.Event()
+
+    @tool(effect="pure")
+    async def stubborn() -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
+        while not ended.is_set():
+            try:
+                await asyncio.wait_for(ended.wait(), 10)
+            except asyncio.CancelledError:
+                continue
+        return "at last"
+
+    def judge(watch: Watch) -> Verdict | None:
+        looked.append(watch)
+        return KillRun("hangs") if watch.zone == "tool" else None
+
+    async def main() -> None:
+        agents = Agents(
+            [worker(tools=("stubborn",))],
+            models={"default": ScriptedModel([call("stubborn")])},
+            tools=[stubborn],
+            critic=Told(judge),
+            audit=Trail(),
+        )
+        async with AsyncRuntime(None, runs=agents.runs, logger=False) as runtime:
+            handle = await agents.start(runtime, "worker", "Go.", stop_policy=StopPolicy(grace_s=0.1))
+            assert await handle.outcome(10) == Killed("critic", "hangs")
+            ended.set()
+            assert looked
+
+    asyncio.run(main())
+    assert troubles == []
+
+
+def test_what_is_ordered_while_a_function_runs_is_taken_in_with_its_end() -> None:
+    going = threading.Event()
+    critic = Told(
+        lambda watch: (
+            None
+            if watch.phase != "f" or watch.memo.nudges
+            else Nudge("Be brief.")
+            if watch.memo.extensions
+            else Extend(steps=7)
+        )
+    )
+
+    async def function(context: PhaseContext) -> str:
+        while not going.is_set():
+            await ticks(0.001)
+        return "made"
+
+    model = Watched([say("done")])
+    agent = worker(step_ceiling=3, phases=(Phase(name="f", function="f"), Phase(name="b", prompt="${f}")))
+    with house(model, agent, functions={"f": function}, critic=critic) as it:
+        handle = it.start()
+        wait_until(lambda: critic.watched and critic.watched[-1].memo.nudges, 10)
+        going.set()
+        result = handle.result(10)
+        assert [message.text for message in result.transcript] == ["made", "Be brief.", "done"]
+        assert [type(one).__name__ for one in it.trail.entries if isinstance(one, Nudged | Extended | PhaseEnded)] == [
+            "Extended", "Nudged", "PhaseEnded", "PhaseEnded",
+        ]  # fmt: skip
