@@ -32,13 +32,13 @@ from executus.actors.agents.errors import (
     ToolError,
     TooManyToolErrors,
 )
-from executus.actors.agents.ladder import LadderCritic
+from executus.actors.agents.ladder import Ladder, LadderCritic
 from executus.actors.agents.log_audit import LogAudit
 from executus.actors.agents.model import Model, ModelReply, ModelRequest, Tier, ToolSpec
-from executus.actors.agents.parts import Image, Message, Text, Thinking, ToolCall, ToolResult, Usage
+from executus.actors.agents.parts import Image, Message, Text, Thinking, ToolCall, ToolResult, Usage, assistant
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.pipeline_run import PipelineRun
-from executus.actors.agents.scripted import ScriptedModel, call, fail, say, think
+from executus.actors.agents.scripted import Reply, ScriptedModel, call, fail, say, think
 from executus.actors.agents.shortening import Shortening
 from executus.actors.agents.steering import FollowUp, Steer
 from executus.actors.agents.tool import Tool, ToolContext, tool
@@ -66,6 +66,7 @@ __all__ = [
     "InvalidAgent",
     "Invocation",
     "KillRun",
+    "Ladder",
     "LadderCritic",
     "Limits",
     "LogAudit",
@@ -82,6 +83,7 @@ __all__ = [
     "PipelineRun",
     "RateLimited",
     "RepeatedCall",
+    "Reply",
     "RestartRun",
     "RunInfo",
     "ScriptedModel",
@@ -105,6 +107,7 @@ __all__ = [
     "Usage",
     "Verdict",
     "Watch",
+    "assistant",
     "call",
     "fail",
     "say",

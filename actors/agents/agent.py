@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 
@@ -177,6 +177,22 @@ class Invocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     parent_run_id: str | None = None
     root_run_id: str | None = None
     depth: int = 0
+
+    if TYPE_CHECKING:  # for inputs as a mapping
+
+        def __init__(
+            self,
+            *,
+            prompt: str = "",
+            images: tuple[Image, ...] = (),
+            inputs: Mapping[str, Scalar] | tuple[tuple[str, Scalar], ...] = (),
+            caller: str = "",
+            channel: str = "",
+            guild: str = "",
+            parent_run_id: str | None = None,
+            root_run_id: str | None = None,
+            depth: int = 0,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         given: Any = self.inputs

@@ -13,6 +13,7 @@ from executus.actors.agents import (
     Invocation,
     Model,
     ModelRequest,
+    Reply,
     Tool,
     ToolContext,
     ToolResult,
@@ -20,7 +21,6 @@ from executus.actors.agents import (
     say,
     tool,
 )
-from executus.actors.agents.scripted import Reply
 from executus.actors.console.demo_agent_library import Claim, Finding, Hits, Library, report_of
 
 T = TypeVar("T")
