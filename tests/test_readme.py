@@ -2,12 +2,14 @@
 
 A block is fenced as ```python, or ```python NAME.py, under which name later blocks import it. What it prints is shown by
 `# -> …` comments or by a ```text block right behind it, and must be exactly that. A comment `<!-- SIGTERM after: TEXT -->`
-before a block ends the program so, once it has printed TEXT.
+before a block ends the program so, once it has printed TEXT. `<!-- against a chat server -->` gives it one on loopback, in
+place of a provider's.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -22,6 +24,7 @@ import msgspec
 import pytest
 
 import executus.actors
+import executus.actors.agents
 import executus.actors.testing
 import executus.stores
 from executus.actors import (
@@ -38,6 +41,9 @@ from executus.actors import (
     StopPolicy,
     events,
 )
+from executus.actors.agents import Agent, Budget, Ladder, LadderCritic, Limits, Shortening, Skill, Tier
+from executus.actors.agents.engine import MAX_RATE_LIMIT_WAITS
+from executus.actors.agents.tool import EFFECTS
 from executus.actors.core import DRAIN_S
 from executus.actors.definition import MAX_VALUE_BYTES
 from executus.actors.outcomes import Crashed, ErrorInfo, Phase
@@ -46,6 +52,7 @@ from executus.actors.retention import PRUNED
 from executus.actors.worker_pool import WorkerPool
 from executus.stores import REMEMBERED_IDS
 from executus.stores.lmdb_store import REFUSE_NEW_RUNS_RATIO
+from tests.agents.chat_server import ChatServer, completion
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +73,7 @@ PYTEST = [
 ]
 
 FENCE = re.compile(
-    r"(?:^<!-- SIGTERM after: (?P<cue>.+?) -->\n)?^```(?P<kind>\w*)(?: (?P<name>\S+))?\n(?P<text>.*?)^```\n",
+    r"(?:^<!-- (?:SIGTERM after: (?P<cue>.+?)|(?P<server>against a chat server)) -->\n)?^```(?P<kind>\w*)(?: (?P<name>\S+))?\n(?P<text>.*?)^```\n",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -79,6 +86,7 @@ class Block(NamedTuple):
     text: str
     line: int
     cue: str | None
+    server: bool
     shown: str | None
 
     def __str__(self) -> str:
@@ -93,7 +101,9 @@ def blocks() -> list[Block]:
         follower = behind.get(match.end() + 1)
         shown = follower["text"] if follower is not None and follower["kind"] == "text" else None
         line = README.count("\n", 0, match.start("kind")) + 1
-        result.append(Block(match["kind"], match["name"], match["text"], line, match["cue"], shown))
+        result.append(
+            Block(match["kind"], match["name"], match["text"], line, match["cue"], bool(match["server"]), shown)
+        )
     return result
 
 
@@ -136,7 +146,7 @@ def catches_sigterm(pid: int) -> bool:
     return caught is None or "State:\tZ" in status or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def run_program(block: Block, folder: Path) -> tuple[int, str, str]:
+def run_program(block: Block, folder: Path, **environment: str) -> tuple[int, str, str]:
     """Run it in `folder` to its end; with a cue, SIGTERM it when that was printed. Exit code, stdout, stderr."""
     file = folder / (block.name or "program.py")
     file.write_text(block.text, encoding="utf-8")
@@ -149,7 +159,9 @@ def run_program(block: Block, folder: Path) -> tuple[int, str, str]:
             f"import sys, pytest; sys.path.insert(0, {str(folder)!r}); sys.exit(pytest.main({[*PYTEST, str(file)]!r}))"
         )
     command = [sys.executable, "-P", "-X", "dev", *warnings, "-c", code]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    environment = {**os.environ, **environment}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         watchdog = threading.Timer(HANG_S, process.kill)
         watchdog.start()
         try:
@@ -176,13 +188,33 @@ def test_the_readme_has_python_blocks() -> None:
     assert README.count("\n```") == 2 * len(BLOCKS), "a fence that the pattern did not find"
 
 
-@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+@pytest.mark.parametrize("block", [block for block in PROGRAMS if not block.server], ids=str)
 def test_a_block_runs_and_prints_what_it_shows(block: Block, folder: Path) -> None:
     code, output, errors = run_program(block, folder)
     assert code == 0, f"README.md line {block.line}:\n{output}{errors}"
     if is_a_test(block):
         return  # pytest has said that its asserts hold
     assert output == expected_output(block), f"README.md line {block.line}\n{errors}"
+
+
+@pytest.mark.parametrize("block", [block for block in PROGRAMS if block.server], ids=str)
+def test_a_block_asks_its_provider(block: Block, folder: Path) -> None:
+    pytest.importorskip("pydantic_ai")
+    assert '"openai:' in block.text
+    chat = block._replace(text=block.text.replace('"openai:', '"openai-chat:'))  # its older API: what the server speaks
+    server = ChatServer()
+    with server.running():
+        server.will(
+            completion(calls=[("1", "read", '{"file": "2.txt"}')]),
+            completion(calls=[("2", "mail", '{"to": "ada", "text": "As book 1."}')]),
+            completion("As book 1."),
+        )
+        code, output, errors = run_program(chat, folder, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="a-key")
+    assert code == 0, errors
+    assert output == "As book 1. (completed, 54 tokens, $0.0000)\n"
+    assert (folder / "sent.txt").read_text() == "ada: As book 1.\n"
+    assert {asked["model"] for asked in server.asked} == {"gpt-5-mini"}
+    assert "call me ishmael" in server.asked[1]["messages"][-1]["content"]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -208,8 +240,8 @@ THE_EXAMPLES_OWN = {"Approve", "Crawl", "Publish", "SendMailsOnce"}
 
 
 def known_names() -> set[str]:
-    modules = (executus.actors, executus.actors.testing, executus.stores, events)
-    return {name for module in modules for name in vars(module) if not name.startswith("_")}
+    modules = (executus.actors, executus.actors.agents, executus.actors.testing, executus.stores, events)
+    return {"PydanticModel"} | {name for module in modules for name in vars(module) if not name.startswith("_")}
 
 
 def test_every_class_that_the_readme_names_exists() -> None:
@@ -250,6 +282,31 @@ def test_the_defaults_of_the_policies_are_those_of_the_code() -> None:
     names = {policy.__name__: policy for policy in policies}
     assert {name: eval(value, names) for name, value in shown.items()} == fields
     assert f"`None` is {DEFAULT_EVERY_S}" in README
+
+
+def test_the_defaults_of_agents_are_those_of_the_code() -> None:
+    kinds = (Limits, Budget, Ladder, LadderCritic, Shortening, Tier, Agent, Skill)
+    names = "|".join(kind.__name__ for kind in kinds)
+    shown = {name.strip("`"): eval(value.strip("`")) for name, value in rows(rf"`(?:{names})\.\w+`").items()}
+    fields = {f"{kind.__name__}.{f.name}": f.default for kind in kinds for f in msgspec.structs.fields(kind)}
+    assert {name: fields.get(name) for name in shown} == shown
+    assert shown.items() >= {(name, value) for name, value in fields.items() if name.endswith(".step_ceiling")}
+    whole = tuple(f"{kind.__name__}." for kind in (Limits, Budget, Ladder, Shortening))
+    assert {name for name in fields if name.startswith(whole)} <= shown.keys()
+    house = inspect.signature(executus.actors.agents.Agents).parameters
+    assert {name for name in ("critic", "audit", "compactor", "durability") if f"{name}=" in README} <= house.keys()
+    agents = executus.actors.agents.Agents([], models={})
+    assert {type(agents.ports.critic).__name__, type(agents.ports.audit).__name__, type(agents.ports.compactor).__name__} == {
+        "LadderCritic", "LogAudit", "Shortening",
+    }  # fmt: skip
+    assert f"up to {MAX_RATE_LIMIT_WAITS} times" in README
+    assert '`"unsafe"` unless told otherwise' in README
+    assert inspect.signature(executus.actors.agents.Tool.of).parameters["effect"].default == "unsafe"
+
+
+def test_the_table_of_what_is_repeated_has_a_column_for_every_effect() -> None:
+    (heads,) = re.findall(r"^\| the process dies \|.*$", README, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", heads)) == set(EFFECTS)
 
 
 def test_how_long_runs_are_kept_is_as_in_the_code() -> None:
@@ -368,6 +425,17 @@ def test_the_demo_prints_the_rows_that_are_shown(folder: Path) -> None:
     assert demo.returncode == 0, demo.stderr
     assert row.findall(demo.stdout) == shown
     assert len(shown) > 6
+
+
+def test_the_demo_of_agents_prints_the_rows_and_marks_that_are_shown(folder: Path) -> None:
+    row, mark = re.compile(r"^([a-z][a-z ()A-Z]*?)  +\S", re.MULTILINE), re.compile(r"  <- (.*)$", re.MULTILINE)
+    (shown,) = (block.text for block in BLOCKS if block.kind == "text" and "replies lost" in block.text)
+    demo = executus_command("demo", "agent", "books", "--text", "ishmael", cwd=folder)
+    assert demo.returncode == 0, demo.stderr
+    assert mark.findall(demo.stdout) == mark.findall(shown)
+    table, shown_table = (text[text.index("\nkills (SIGKILL)") :] for text in (demo.stdout, shown))
+    assert row.findall(table) == row.findall(shown_table)
+    assert len(row.findall(table)) > 10
 
 
 def test_the_links_within_the_page_lead_somewhere() -> None:
