@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from executus.actors import Completed, Failed, RunStatus, Runtime, TimedOut
+from executus.actors.agents import AgentRun, PipelineRun
+from executus.actors.agents.transcript import problems
 from executus.actors.flight import EndRequest
 from executus.actors.flights import load_flight
 from executus.stores import LmdbReader, LmdbStore, Settle, StoreTooNew, codec
@@ -44,7 +46,7 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def test_there_is_one_of_every_layout() -> None:
-    assert {"first", "messages-journals", "ended-index", "passivated", "flights"} <= set(NAMES)
+    assert {"first", "messages-journals", "ended-index", "passivated", "flights", "agents"} <= set(NAMES)
 
 
 def test_every_frame_can_be_read_and_says_what_it_said(golden: Path, expected: dict[str, Any]) -> None:
@@ -63,7 +65,7 @@ def test_flight_records_say_what_they_said_and_older_stores_have_none(golden: Pa
     flights = {claim.run_id: load_flight(reader, claim) for claim in claims}
     reader.close()
     found = {run_id: flight for run_id, flight in flights.items() if flight is not None}
-    if name != "flights":
+    if name not in {"flights", "agents"}:
         assert found == {}
         return
     assert {run_id: [one.how for one in flight.exits] for run_id, flight in found.items()} == {
@@ -76,7 +78,7 @@ def test_flight_records_say_what_they_said_and_older_stores_have_none(golden: Pa
     failed = found["failed"]
     assert (failed.version, failed.status, failed.attempt) == (1, "failed", 1)
     assert [(link.type, link.message) for link in failed.chain] == [("ValueError", "told to")]
-    assert failed.chain[0].frames[-1].endswith("runs.py:81 in step")
+    assert failed.chain[0].frames[-1].endswith(" in step")
     assert found["killed"].request == EndRequest("kill", "handle", "golden")
 
 
@@ -122,6 +124,20 @@ def test_a_runtime_of_today_resumes_it_and_its_runs_finish(golden: Path, expecte
                 assert rests.query("n", 10) == 0
                 rests.tell(7)
                 assert rests.result(10) == 7
+        if "album" in expected:
+            album: Any = runtime.get("album")
+            assert album.query("sizes") == [100_000, 100_000, 100_000, 1]
+            album.tell("end")
+            assert album.result(10) == 3
+            agent = runtime.get(AgentRun, "agent").result(10)
+            assert (agent.output, agent.steps, agent.usage.tool_calls) == ("sky seen; rocket launched", 2, 2)
+            pipeline = runtime.get(PipelineRun, "pipeline").result(10)
+            assert [(one.name, one.output) for one in pipeline.phases] == [
+                ("first", "sky seen; rocket launched"),
+                ("count", "1"),
+                ("second", "sky seen; rocket launched"),
+            ]
+            assert problems(agent.transcript) == problems(pipeline.transcript) == []
     with Runtime(LmdbStore(golden, profile="process"), runs=RUNS, logger=False) as runtime:  # and once more
         assert runtime.get("waits").result(10) == 15
         assert runtime.get("parent").query("n") == 101

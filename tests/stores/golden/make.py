@@ -18,16 +18,22 @@ from typing import Any
 import lmdb
 import msgspec
 
-from executus.actors import Runtime, StopPolicy
+from executus.actors import Runtime, SavePolicy, StopPolicy
 from executus.stores import LmdbReader, LmdbStore
+from tests.stores.golden import runs
 from tests.stores.golden.runs import RUNS, Keeper, Unknown
+
+try:
+    from executus.actors.agents import Standing
+except ImportError:  # the code that makes an old store has none
+    Standing = None  # type: ignore[assignment, misc]
 
 HERE = Path(__file__).parent
 
 
 def fill(path: str) -> None:
     """Two boots; the second one dies with its runs."""
-    by_name = {run.__name__: run for run in RUNS}
+    by_name = {getattr(run, "__name__", ""): run for run in RUNS}
     with Runtime(LmdbStore(path), runs=[*RUNS, Unknown], logger=False) as runtime:
         runtime.start(Unknown, 7, run_id="parked", labels={"team": "\u00fc"})
         for run_id in ("waits", "done", "killed", "cancelled", "stopped"):
@@ -57,6 +63,10 @@ def fill(path: str) -> None:
             stopped.send(300, message_id="m2")
         if "Sleeper" in by_name:
             until(lambda: not sleeping(runtime, by_name["Sleeper"]))
+        if "Album" in by_name:
+            album = runtime.start(by_name["Album"], 1, run_id="album")
+            until(lambda: album.status().durable_seq == 0 and album.status().waiting)
+            working(runtime)
         os._exit(0)
 
 
@@ -71,6 +81,18 @@ def sleeping(runtime: Runtime, sleeper: Any) -> set[str]:
     for run_id, patience in waits.items():
         runtime.start(sleeper, patience, run_id=run_id, if_exists="return")
     return waits.keys() - {view.run_id for view in runtime.runs(status="passivated")}
+
+
+def working(runtime: Runtime) -> None:
+    """Start agents whose models never answer their second request; of the pipeline's, that of the last phase."""
+    runs.hangs.update(("Watch.", "Second."))
+    options: Any = {"save_policy": SavePolicy(durability="sync")}
+    watcher = runs.AGENTS.start(runtime, "watcher", runs.ASKED, run_id="agent", **options)
+    reporter = runs.AGENTS.start(runtime, "reporter", runs.ASKED, run_id="pipeline", **options)
+    until(lambda: watcher.query(Standing()).usage.tool_calls == 2)
+    until(lambda: reporter.query(Standing()).usage.tool_calls == 4)
+    until(lambda: watcher.status().durable_seq == watcher.status().seq)
+    until(lambda: reporter.status().durable_seq == reporter.status().seq)
 
 
 def until(holds: Any) -> None:

@@ -13,6 +13,12 @@ try:
 except ImportError:  # the code that makes an old store has none
     Journal = None  # type: ignore[assignment, misc]
 
+try:
+    from executus.actors import Blob
+    from executus.actors.agents import Agent, Agents, Invocation, Phase, Reply, ScriptedModel, call, say, tool
+except ImportError:  # same
+    Agents = None  # type: ignore[assignment, misc]
+
 
 class Kept(msgspec.Struct, frozen=True):
     n: int
@@ -168,3 +174,81 @@ if "passivate_after_s" in SavePolicy.__struct_fields__:
             return state
 
     RUNS.append(Sleeper)
+
+
+if Agents is not None:
+
+    class Page(msgspec.Struct, frozen=True):
+        title: str
+        picture: Blob
+
+    class Pictures(msgspec.Struct, frozen=True):
+        cover: Blob
+        pages: Journal[Page]
+
+    def picture(kind: bytes) -> Blob:
+        return Blob(kind * 100_000)
+
+    class Album(Run[int, Pictures, int]):
+        """Large bytes in the state and in items of a journal; the cover is one of the pages, too."""
+
+        run_type = "golden.Album"
+        save_policy = SavePolicy(durability="sync")
+
+        def begin(self, n: int) -> Wait[Pictures]:
+            pages = (Page("one", picture(b"1")), Page("two", picture(b"2")), Page("small", Blob(b"s")))
+            return Wait(Pictures(picture(b"1"), Journal(pages)))
+
+        def step(self, state: Pictures) -> Done[int]:
+            return Done(len(state.pages))
+
+        def receive(self, state: Pictures, message: str) -> Any:
+            return state
+
+        def query(self, state: Pictures, question: str) -> list[int]:
+            return [len(state.cover), *(len(page.picture) for page in state.pages)]
+
+    RUNS.append(Album)
+
+    hangs: set[str] = set()
+    """Filled while a store is made: the models that never answer their second request."""
+
+    def script(request: Any) -> Reply:
+        if not request.step:
+            return say("I look.") + call("look", what="sky") + call("launch", what="rocket")
+        results = [message.text for message in request.messages if message.role == "tool"]
+        last = say("; ".join(results))
+        return last.after(1e9) if request.system in hangs else last
+
+    @tool(effect="pure")
+    def look(what: str) -> str:
+        return f"{what} seen"
+
+    @tool(effect="unsafe")
+    def launch(what: str) -> str:
+        return f"{what} launched"
+
+    def count(context: Any) -> str:
+        return str(len(context.outputs))
+
+    AGENTS = Agents(
+        [
+            Agent(id="watcher", system="Watch.", tools=("look", "launch"), keep_transcript=True),
+            Agent(
+                id="reporter",
+                tools=("look", "launch"),
+                keep_transcript=True,
+                phases=(
+                    Phase(name="first", system="First."),
+                    Phase(name="count", function="count"),
+                    Phase(name="second", system="Second.", prompt="Of ${first}: ${prompt}"),
+                ),
+            ),
+        ],
+        models={"default": ScriptedModel(script)},
+        tools=[look, launch],
+        functions={"count": count},
+        audit=None,
+    )
+    ASKED = Invocation(prompt="What is up?", caller="ann", channel="#sky", inputs={"place": "here"})
+    RUNS.extend(AGENTS.runs)
