@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -29,6 +29,8 @@ from executus.stores import (
     StoredRun,
     check_run_id,
 )
+
+MESSAGES_SHOWN: Final = 10
 
 
 class ShownRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,16 @@ class ShownSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: Decoded
 
 
+class ShownMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable message that no snapshot has consumed. What is unreadable is damaged."""
+
+    number: int
+    message_id: str | None
+    sent_ago_s: float | None
+    expires_in_s: float | None
+    size_bytes: int | None
+
+
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
     """What `show --json` prints. `damaged` names what cannot be read."""
 
@@ -66,6 +78,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: ShownSnapshot | None
     outcome: Any
     children: list[str]
+    messages: list[ShownMessage]
     damaged: list[str]
 
 
@@ -87,8 +100,26 @@ def show(store: Path, run_id: str) -> Shown:
             snapshot=None if loaded is None else _snapshot(loaded, now_s, damaged),
             outcome=_outcome(reader, run_id, damaged),
             children=[child for child, _ in reader.children(run_id)],
+            messages=_messages(reader, run_id, 0 if loaded is None else loaded.snapshot.consumed, now_s),
             damaged=damaged,
         )
+
+
+def _messages(reader: LmdbReader, run_id: str, consumed_through: int, now_s: float) -> list[ShownMessage]:
+    """What was sent and is in no snapshot yet."""
+    return [
+        ShownMessage(
+            number=stored.number,
+            message_id=None if stored.message is None else stored.message.message_id,
+            sent_ago_s=None if stored.message is None else round(now_s - stored.message.sent_at_s, 3),
+            expires_in_s=None
+            if stored.message is None or stored.message.expires_at_s is None
+            else round(stored.message.expires_at_s - now_s, 3),
+            size_bytes=None if stored.message is None else len(stored.message.body),
+        )
+        for stored in reader.messages(run_id)
+        if stored.number > consumed_through
+    ]
 
 
 def print_raw(store: Path, run_id: str) -> None:
@@ -132,6 +163,9 @@ def print_shown(shown: Shown, screen: Screen) -> None:
             ("snapshot", f"{saved}, {snapshot.state.size_bytes} bytes, schema {snapshot.schema_version}"),
             ("next", _next_line(snapshot)),
         ]
+    rows += [("message", _message_line(message)) for message in shown.messages[:MESSAGES_SHOWN]]
+    if len(shown.messages) > MESSAGES_SHOWN:
+        rows.append(("message", f"… and {len(shown.messages) - MESSAGES_SHOWN} more, see --json"))
     rows += [("damaged", what) for what in shown.damaged]
     screen.table((), [row for row in rows if row[1]])
     if snapshot is not None:
@@ -139,6 +173,16 @@ def print_shown(shown: Shown, screen: Screen) -> None:
         for line in pretty(snapshot.state.value) if snapshot.state.why_not is None else ():
             screen.say(line)
     _print_outcome(shown.outcome, screen)
+
+
+def _message_line(message: ShownMessage) -> str:
+    if message.message_id is None or message.sent_ago_s is None:
+        return f"{message.number}: damaged"
+    line = f"{message.number}: {one_line(message.message_id)}, sent {age(message.sent_ago_s)} ago"
+    line += f", {message.size_bytes} bytes, waits to be heard"
+    if message.expires_in_s is None:
+        return line
+    return f"{line}, expires in {age(message.expires_in_s)}" if message.expires_in_s > 0 else f"{line}, expired"
 
 
 def _print_outcome(outcome: Any, screen: Screen) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from executus.actors import Done, Run, Runtime, Wait
 from executus.actors.console.main import main
 from executus.stores.rows import Table
 from tests.console.daemon_program import READY
 from tests.stores.disks import LmdbDisk, damage
 from tests.stores.test_lmdb_reader import files_of
+from tests.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("daemon_program.py")
 
@@ -237,3 +239,34 @@ def test_show_of_a_run_without_a_readable_snapshot_shows_the_rest(
     code, out, err = run(capsys, "show", store, "steps", "--raw")
     assert (code, out) == (3, "")
     assert "no generation" in err
+
+
+def test_show_lists_the_durable_messages_that_no_snapshot_has_consumed(
+    store_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hears(Run[int, int, int]):
+        def begin(self, n: int) -> Wait[int]:
+            return Wait(n)
+
+        def step(self, state: int) -> Done[int]:
+            return Done(state)
+
+        def receive(self, state: int, message: str) -> Wait[int]:
+            return Wait(state + len(message))
+
+    with Runtime(store_path, runs=[Hears], logger=False) as runtime:
+        handle = runtime.start(Hears, 1, run_id="hears")
+        handle.send("heard", message_id="m0")
+        wait_until(lambda: handle.status().seq == 2)
+        assert handle.durable(10) == 2
+        runtime.get("hears").stop(10)
+        for number in range(1, 13):
+            handle.send("x" * number, message_id=f"m{number}\n", expires_s=60 if number == 1 else None)
+    assert main(["show", str(store_path), "hears", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["message_id"] for one in shown["messages"]] == [f"m{number}\n" for number in range(1, 13)]
+    assert 0 < shown["messages"][0]["expires_in_s"] <= 60
+    assert main(["show", str(store_path), "hears"]) == 0
+    out = capsys.readouterr().out
+    assert '2: "m1\\n", sent' in out
+    assert "and 2 more, see --json" in out
