@@ -104,6 +104,10 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 raise InvalidAgent(
                     f"agent {self.id!r}: its step ceiling must be at least 1, not {ceiling}", agent=self.id
                 )
+        for one in (self, *self.phases):
+            for what in ("tools", "palette"):
+                if isinstance(getattr(one, what), str):
+                    raise InvalidAgent(f"agent {self.id!r}: {what} is a tuple of names, not a text", agent=self.id)
         for name in (*self.palette, *(one for phase in self.phases for one in phase.palette or ())):
             if not name.startswith((AGENT, SKILL)):
                 raise InvalidAgent(

@@ -24,10 +24,11 @@ from executus.actors.agents.ports import PhaseFunction, Ports
 from executus.actors.agents.shortening import Shortening
 from executus.actors.agents.tool import Tool
 from executus.actors.agents.toolbox import Toolbox
-from executus.actors.errors import StartFailed
+from executus.actors.errors import NotRegistered, StartFailed
 from executus.actors.events import Event, RunSettled, default_logger
 from executus.actors.handle import AsyncRunHandle, RunHandle
 from executus.actors.messages import IfExists
+from executus.actors.outcomes import safe_text
 from executus.actors.policies import Durability, RestartPolicy, SavePolicy, StopPolicy
 from executus.actors.run import Factory, Run
 from executus.actors.runtime import AsyncRuntime, Runtime
@@ -110,6 +111,8 @@ class Agents:
                 raise InvalidAgent(f"unknown agent {agent!r}. Registered here: {known}. Nothing was started.")
             agent = self.ports.agents[agent]
         invocation = Invocation(prompt=asked) if isinstance(asked, str) else asked
+        if not isinstance(invocation, Invocation):  # pyright: ignore[reportUnnecessaryIsInstance] - users are untyped
+            raise InvalidAgent(f"an agent is asked a text or an Invocation, not {safe_text(invocation)[:80]}")
         task = Task(agent, invocation, budget)
         self.ports.check(agent)
         return task
@@ -142,12 +145,16 @@ class Agents:
             return runtime.start(order.run_class, order.task, **order.options)
         except StartFailed as error:
             return runtime.start(order.run_class, order.task, **self._degraded(order, error))
+        except NotRegistered:
+            raise _not_registered() from None
 
     async def _start_async(self, runtime: AsyncRuntime, order: _Order) -> AsyncRunHandle[AgentResult]:
         try:
             return await runtime.start(order.run_class, order.task, **order.options)
         except StartFailed as error:
             return await runtime.start(order.run_class, order.task, **self._degraded(order, error))
+        except NotRegistered:
+            raise _not_registered() from None
 
     def attach(self, runtime: Runtime | AsyncRuntime) -> None:
         """Let the audit hear of this runtime's endings, those that no run can tell of itself. `start` does it, too.
@@ -217,6 +224,10 @@ class Agents:
 def run_class_of(agent: Agent) -> type[Run[Task, Any, AgentResult]]:
     """The behaviour that runs an agent."""
     return PipelineRun if agent.phases else AgentRun
+
+
+def _not_registered() -> NotRegistered:
+    return NotRegistered("this runtime knows no agents: Runtime(…, runs=[*agents.runs, …]). Nothing was started.")
 
 
 def _by_name(what: str, named: Iterable[tuple[str, T]]) -> dict[str, T]:

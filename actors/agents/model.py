@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from executus.actors.agents.agent import RunInfo
+from executus.actors.agents.errors import InvalidAgent
 from executus.actors.agents.parts import Message, Usage
+from executus.actors.outcomes import safe_text
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -61,6 +63,12 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     """Found out: whether the model's `request` is a plain function, which is called on a worker thread."""
 
     def __post_init__(self) -> None:
+        given: Any = self.model
+        if isinstance(given, type) or not callable(getattr(given, "request", None)):
+            raise InvalidAgent(
+                f"a model is an object with a method `request`, not {safe_text(given)[:80]}. "
+                "Of a provider's: executus.actors.agents.provider.PydanticModel('openai:…')"
+            )
         msgspec.structs.force_setattr(self, "blocks", not inspect.iscoroutinefunction(self.model.request))
 
     def priced(self, usage: Usage) -> Usage:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 
-from executus.actors import AsyncRuntime, Runtime, RuntimeNotOpen, StopPolicy
+from executus.actors import AsyncRuntime, NotRegistered, Runtime, RuntimeNotOpen, StopPolicy
 from executus.actors.agents import Agent, Agents, Invocation, Phase, ScriptedModel, Skill, say
 from executus.actors.agents.agent import Budget
 from executus.actors.agents.agent_run import AgentRun
@@ -56,6 +57,34 @@ def test_what_does_not_fit_together_is_refused_when_the_house_is_built(given: An
 def test_what_makes_no_sense_by_itself_is_refused_when_it_is_made(make: Any) -> None:
     with pytest.raises(InvalidAgent):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Agents([], models={"default": "openai:gpt-5"}), "not openai:gpt-5. Of a provider's: .*PydanticModel"),  # type: ignore[dict-item]
+        (lambda: Agents([], models={"default": ScriptedModel}), "an object with a method `request`, not <class"),  # type: ignore[dict-item]
+        (lambda: Agent(id="a", tools="read"), "agent 'a': tools is a tuple of names"),  # type: ignore[arg-type]
+        (lambda: Agent(id="a", phases=(Phase(name="p", palette="agent__b"),)), "palette is a tuple of names"),  # type: ignore[arg-type]
+        (lambda: Agents([Agent(id="a")], models={"default": ScriptedModel([])}).task("a", {"prompt": "x"}), "an Invocation, not {"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_is_of_another_kind_is_refused_with_what_to_write(make: Any, says: str) -> None:
+    with pytest.raises(InvalidAgent, match=says):
+        make()
+
+
+def test_a_runtime_that_knows_no_agents_is_named_with_what_to_write() -> None:
+    agents = Agents([worker(tools=())], models={"default": ScriptedModel([say("ok")])})
+    with Runtime(None, runs=[], logger=False) as runtime, pytest.raises(NotRegistered, match=r"runs=\[\*agents.runs"):
+        agents.start(runtime, "worker", "Go.")
+
+    async def main() -> None:
+        async with AsyncRuntime(None, runs=[], logger=False) as runtime:
+            with pytest.raises(NotRegistered, match=r"runs=\[\*agents.runs"):
+                await agents.start(runtime, "worker", "Go.")
+
+    asyncio.run(main())
 
 
 def test_an_agent_that_is_not_registered_may_be_given_whole() -> None:
