@@ -79,7 +79,6 @@ class Agents:
         compactor: Compactor | None = DEFAULT,
         durability: Callable[[RunInfo], Durability] | None = None,
     ) -> None:
-        self.durability = durability
         self._log = default_logger()
         self._lock = threading.Lock()
         self._attached: weakref.WeakSet[Runtime | AsyncRuntime] = weakref.WeakSet()
@@ -93,6 +92,7 @@ class Agents:
             audit=LogAudit() if audit is DEFAULT else audit,
             compactor=Shortening() if compactor is DEFAULT else compactor,
             live={},
+            durability=durability,
             run_class=run_class_of,
         )
         for agent in self.ports.agents.values():
@@ -192,21 +192,13 @@ class Agents:
         task = self.task(agent, asked, options.pop("budget", UNLIMITED))
         options.setdefault("run_id", f"{task.agent.id}-{uuid.uuid4().hex}")
         options["labels"] = {**labels_of(task), **(options.get("labels") or {})}
-        if "save_policy" not in options and self.durability is not None:
-            options["save_policy"] = self._chosen(RunInfo.of(task, options["run_id"], self.ports.wall_s()))
+        if "save_policy" not in options:
+            info = RunInfo.of(task, options["run_id"], self.ports.wall_s())
+            options["save_policy"] = self.ports.save_policy(info, self._log)
         critic = self.ports.critic
         if "stop_policy" not in options and critic is not None and critic.hard_deadline_s is not None:
             options["stop_policy"] = StopPolicy(run_timeout_s=critic.hard_deadline_s)
         return _Order(run_class_of(task.agent), task, options)
-
-    def _chosen(self, info: RunInfo) -> SavePolicy:
-        """How this run is saved. A choice that raises harms nothing: it is saved as runs are."""
-        assert self.durability is not None
-        try:
-            return SavePolicy(durability=self.durability(info))
-        except Exception:  # noqa: BLE001 - a user's function may raise anything
-            self._log.warning("the choice of durability raised; saved as usual", run_id=info.run_id, exc_info=True)
-            return SavePolicy()
 
     def _degraded(self, order: _Order, error: StartFailed) -> dict[str, Any]:
         """How to start where the store cannot take it. Raises the error where durability was asked for."""

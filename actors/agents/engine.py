@@ -7,7 +7,6 @@ again, keyed ones with the same key, and an unsafe one only if no attempt before
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypedDict, TypeVar, assert_never
@@ -64,6 +63,7 @@ from executus.actors.agents.transcript import problems, with_ids
 from executus.actors.agents.watcher import WatchedContext, Watcher
 from executus.actors.errors import NotDurable
 from executus.actors.outcomes import safe_text
+from executus.actors.policies import SavePolicy
 from executus.actors.run import ChildEnded, Run, RunContext
 
 T = TypeVar("T")
@@ -91,6 +91,8 @@ class Engine:
         self.watcher = Watcher(ports.critic, self.info, ports.monotonic_s, self._active_s, self._record_order)
         self.budget = tighter(setup.task.agent.budget, setup.task.budget)
         self._run = run
+        self.saves = True
+        """Whether anything of this run is stored; known once it has wanted to wait for that."""
         self._armed = ""
         self._restart_ordered = False
         self._since_s = ports.monotonic_s()
@@ -273,8 +275,10 @@ class Engine:
 
         A run that saves nothing has nothing to wait for.
         """
-        with contextlib.suppress(NotDurable):
+        try:
             await self.watched("store", self.context.durable(), conversation, phase)
+        except NotDurable:
+            self.saves = False
         return not self.context.cancelled
 
     async def _call(self, conversation: Conversation, persona: Persona, calls: Sequence[ToolCall]) -> Conversation:
@@ -359,6 +363,7 @@ class Engine:
                 key=key,
                 on_parent_end="kill",
                 labels=labels_of(task),
+                save_policy=self._save_policy(task, key),
             )
             spawned.append(Delegation(call, key, child.run_id, task.budget))
             self.record(Delegated(**self.at(), key=key, subject=task.agent.id, child_run_id=child.run_id))
@@ -369,6 +374,17 @@ class Engine:
             conversation,
             [under_way.get(call.id) or Delegation(call, "", "", UNLIMITED, by_call[call.id][1]) for call in calls],
         )
+
+    def _save_policy(self, task: Task, key: str) -> SavePolicy | None:
+        """As the house chooses for a child, but never "none": who waits for it would find nothing after a crash.
+
+        A caller that saves nothing itself has children of its own kind.
+        """
+        if not self.saves:
+            return None
+        info = RunInfo.of(task, f"{self.info.run_id}/{key}", self.ports.wall_s())
+        policy = self.ports.save_policy(info, self.context.log)
+        return None if policy is None or policy.durability == "none" else policy
 
     def child_ended(self, conversation: Conversation, ended: ChildEnded) -> Conversation:
         """Take in a child's end. One that nobody waits for any more is passed over."""

@@ -16,6 +16,7 @@ from executus.actors.agents.errors import InvalidAgent
 from executus.actors.agents.model import Tier, ToolSpec
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.toolbox import Toolbox
+from executus.actors.policies import Durability, SavePolicy
 
 PhaseFunction = Callable[[PhaseContext], "str | Awaitable[str]"]
 """A phase without a conversation: what it returns is the phase's output."""
@@ -42,6 +43,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     """Whose runs are loaded: for the audit of endings that no run can tell of itself."""
     run_class: Callable[[Agent], Any]
     """The behaviour that runs an agent: a conversation or a pipeline."""
+    durability: Callable[[RunInfo], Durability] | None = None
     monotonic_s: Callable[[], float] = time.monotonic
     wall_s: Callable[[], float] = time.time
 
@@ -53,6 +55,16 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
             self.audit.record(entry)
         except Exception:
             log.warning("the audit raised; the entry is lost", entry=type(entry).__name__, exc_info=True)
+
+    def save_policy(self, info: RunInfo, log: Any) -> SavePolicy | None:
+        """How this run is saved; None as runs are. A choice that raises harms nothing."""
+        if self.durability is None:
+            return None
+        try:
+            return SavePolicy(durability=self.durability(info))
+        except Exception:
+            log.warning("the choice of durability raised; saved as usual", run_id=info.run_id, exc_info=True)
+            return None
 
     def specs(self, tools: tuple[str, ...], palette: tuple[str, ...]) -> tuple[ToolSpec, ...]:
         """What a model is shown. The names must be known."""

@@ -18,6 +18,7 @@ from executus.actors.agents.agent import (
     Invocation,
     Limits,
     Phase,
+    RunInfo,
     Skill,
     Task,
 )
@@ -251,6 +252,40 @@ def test_a_resumed_parent_finds_its_child_and_its_result(store_path: Path) -> No
     assert traces.count("a") == 1
     assert result.steps == 4
     assert len(trail.of(Delegated)) == 1
+
+
+@pytest.mark.parametrize(("chosen", "own", "childs"), [("sync", "sync", "sync"), ("none", "none", "none")])
+def test_the_choice_of_durability_reaches_children_as_well(
+    chosen: Any, own: str, childs: str, store_path: Path
+) -> None:
+    infos: list[RunInfo] = []
+
+    def choose(info: RunInfo) -> Any:
+        infos.append(info)
+        return chosen
+
+    child = Watched([say("here")])
+    script = [call("agent__child", prompt="x"), say("done")]
+    agent = parent(palette=("agent__child",))
+    with house(script, agent, CHILD, models={"child": child}, store=store_path, durability=choose) as it:
+        handle = it.start()
+        assert handle.result(10).output == "done"
+        stored = [view.run_id for view in it.runtime.runs()]
+        assert len(stored) == (0 if childs == "none" else 2)
+    assert [(info.subject, info.depth) for info in infos] == [("worker", 0), ("child", 1)][: 1 if own == "none" else 2]
+
+
+def test_a_child_of_a_saved_run_is_saved_whatever_is_chosen(store_path: Path) -> None:
+    child = Watched([say("here")])
+    script = [call("agent__child", prompt="x"), say("done")]
+
+    def choose(info: RunInfo) -> Any:
+        return "none" if info.depth else "async"
+
+    options: dict[str, Any] = {"models": {"child": child}, "store": store_path, "durability": choose}
+    with house(script, parent(palette=("agent__child",)), CHILD, **options) as it:
+        it.start().result(10)
+        assert len(it.runtime.runs()) == 2
 
 
 # --- budget of the tree
