@@ -94,7 +94,10 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     budget: Budget = UNLIMITED
     phases: tuple[Phase, ...] = ()
     keep_transcript: bool = False
-    """Whether the result holds the transcript: with the run's end its state is dropped."""
+    """Whether the result holds the transcript: with the run's end its state is dropped.
+
+    One that makes the result too large for a record is left out all the same, and the log says so.
+    """
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -291,7 +294,10 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent's run comes to. `out_of_steps` with what it has said last."""
+    """What an agent's run comes to. `out_of_steps` with what it has said last.
+
+    `unheard` is what was said to the run and no model has seen: its steps or its budget were spent before.
+    """
 
     output: str
     status: Status
@@ -299,4 +305,5 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     phases: tuple[PhaseResult, ...] = ()
     notes: tuple[Note, ...] = ()
+    unheard: tuple[Message, ...] = ()
     transcript: tuple[Message, ...] = ()

@@ -17,6 +17,7 @@ from executus.actors.agents.steering import FollowUp, Steer
 from executus.actors.journal import Journal
 from executus.actors.policies import RestartPolicy
 from executus.actors.run import ChildEnded, Done, Run, Wait, WaitExpired
+from executus.actors.state_codec import MAX_VALUE_BYTES
 
 
 class Transcript(msgspec.Struct, frozen=True, tag="transcript"):
@@ -141,8 +142,20 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
     def done(self, state: S, result: AgentResult) -> Done[AgentResult]:
         """The run's end, told to the audit."""
         engine = self.engine(state)
+        result = self._fitting(result)
         engine.record(
             RunConcluded(**engine.at(), status=result.status, reason="", usage=result.usage, steps=result.steps)
         )
         self.ports.live.pop(engine.info.run_id, None)
         return Done(result)
+
+    def _fitting(self, result: AgentResult) -> AgentResult:
+        """What was paid for is not lost because of what comes with it: a result is one record, and has its cap."""
+        for name in ("transcript", "unheard", "notes"):
+            if not getattr(result, name):
+                continue
+            if len(msgspec.msgpack.encode(result)) <= MAX_VALUE_BYTES:
+                break
+            self.context.log.warning("the result is too large for a record: a part of it is left out", part=name)
+            result = replace(result, **{name: ()})
+        return result

@@ -48,13 +48,12 @@ from executus.actors.agents.errors import (
     BudgetExceeded,
     CriticRestart,
     Fact,
-    FatalModelError,
     RateLimited,
     RepeatedCall,
     TooManyToolErrors,
 )
-from executus.actors.agents.model import ModelReply, ModelRequest, Tier
-from executus.actors.agents.parts import Image, Message, ToolCall, ToolResult, user
+from executus.actors.agents.model import ModelReply, ModelRequest, Tier, checked_reply
+from executus.actors.agents.parts import Image, Message, ToolCall, ToolResult, storable, user
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.ports import PhaseFunction, Ports
 from executus.actors.agents.tool import ToolContext
@@ -62,7 +61,6 @@ from executus.actors.agents.tool_calls import groups, kind_of, run_group, tool_k
 from executus.actors.agents.transcript import problems, with_ids
 from executus.actors.agents.watcher import WatchedContext, Watcher
 from executus.actors.errors import NotDurable
-from executus.actors.outcomes import safe_text
 from executus.actors.policies import SavePolicy
 from executus.actors.run import ChildEnded, Run, RunContext
 
@@ -102,14 +100,16 @@ class Engine:
         """Of the callback that is running."""
         return self._run.context
 
-    async def advance(self, conversation: Conversation, persona: Persona) -> Conversation | Concluded:
+    async def advance(
+        self, conversation: Conversation, persona: Persona, *, is_last: bool = True
+    ) -> Conversation | Concluded:
         """One callback's worth. With children under way there is nothing to do but to wait, see `waiting`.
 
-        Raises AgentErrors, and whatever a model raises.
+        Follow-ups are for the run's last conversation. Raises AgentErrors, and whatever a model raises.
         """
         conversation = self.entered(conversation)
         try:
-            return await self._advanced(conversation, persona)
+            return await self._advanced(conversation, persona, is_last=is_last)
         except CriticRestart as error:
             return self.given_up(conversation, error)
         except BudgetExceeded as error:
@@ -121,16 +121,19 @@ class Engine:
             error.facts = {**error.facts, **self.facts(conversation)}
             raise
 
-    async def _advanced(self, conversation: Conversation, persona: Persona) -> Conversation | Concluded:
+    async def _advanced(
+        self, conversation: Conversation, persona: Persona, *, is_last: bool
+    ) -> Conversation | Concluded:
+        ends = conversation.answered and not conversation.inbox
+        if ends and not (is_last and conversation.follow_ups):  # whatever that took: nothing more is wanted
+            return Concluded(conversation, conversation.last_words, "completed")
         self._check(conversation)
         if conversation.delegations:
             return conversation
         self._check_limits(conversation)
         if conversation.open_calls:
             after = await self._answer(conversation, persona)
-        elif conversation.answered and not conversation.inbox:
-            if not conversation.follow_ups:
-                return Concluded(conversation, conversation.last_words, "completed")
+        elif ends:
             after = asked_again(conversation)
         elif conversation.steps >= conversation.ceiling:
             return Concluded(conversation, conversation.last_words, "out_of_steps")
@@ -217,12 +220,7 @@ class Engine:
             reply: Any = await self.context.run_sync(tier.model.request, request)
         else:
             reply = tier.model.request(request)
-        answer: Any = await reply if inspect.isawaitable(reply) else reply
-        if not isinstance(answer, ModelReply) or answer.message.role != "assistant":
-            raise FatalModelError(
-                f"a model must return a ModelReply with a message of the assistant's, not {safe_text(answer)[:80]}"
-            )
-        return answer
+        return checked_reply(await reply if inspect.isawaitable(reply) else reply)
 
     async def _shortened(self, part: tuple[Message, ...], limit_tokens: int) -> tuple[Message, ...]:
         """What the model is shown of a part that is too long. A compactor that fails leaves nothing out."""
@@ -414,7 +412,7 @@ class Engine:
         output: Any = await self.watched("function", called, conversation, phase)
         if not isinstance(output, str):
             raise TypeError(f"phase {phase!r}: its function must return a text, not {type(output).__name__}")
-        return output
+        return storable(output)
 
     def result(self, conversation: Conversation, output: str, status: Status) -> AgentResult:
         """What a run comes to that ends with this conversation."""
@@ -424,6 +422,7 @@ class Engine:
             usage=conversation.usage,
             steps=conversation.total_steps,
             notes=tuple(conversation.notes),
+            unheard=(*conversation.inbox, *conversation.follow_ups),
             transcript=tuple(conversation.transcript) if self.setup.task.agent.keep_transcript else (),
         )
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from executus.actors.agents.agent import RunInfo
-from executus.actors.agents.errors import InvalidAgent
-from executus.actors.agents.parts import Message, Usage
+from executus.actors.agents.errors import FatalModelError, InvalidAgent, ModelError
+from executus.actors.agents.parts import Message, Text, Thinking, ToolCall, Usage, storable
 from executus.actors.outcomes import safe_text
+
+MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
+"""Of a message of the model's: a record holds 16 MiB, and a million tokens are less than this."""
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -38,6 +41,49 @@ class ModelReply(msgspec.Struct, frozen=True):
 
     message: Message
     usage: Usage = Usage()
+
+
+_decoder: Final = msgspec.msgpack.Decoder(ModelReply)
+
+
+def checked_reply(given: Any) -> ModelReply:
+    """What a model returned, if a transcript can hold it; lone surrogates in it are escaped.
+
+    Types are checked here, as a Struct does not: a state with a number for a text could be saved, and never be loaded.
+    Raises FatalModelError for what is no reply, ModelError for one that is too long.
+    """
+    try:
+        if not isinstance(given, ModelReply):
+            raise TypeError(f"not {safe_text(given)[:80]}")
+        try:
+            data = msgspec.msgpack.encode(given)
+        except UnicodeEncodeError:
+            data = msgspec.msgpack.encode(_storable(given))
+        reply = _decoder.decode(data)
+        if reply.message.role != "assistant" or not all(
+            isinstance(part, Text | Thinking | ToolCall) for part in reply.message.parts
+        ):
+            raise TypeError("its message is not one of text, thoughts and calls")
+    except Exception as error:
+        raise FatalModelError(
+            f"a model must return a ModelReply with a message of the assistant's: {safe_text(error)}"
+        ) from error
+    if len(data) > MAX_REPLY_BYTES:
+        raise ModelError(f"the model's reply takes {len(data)} bytes, the most is {MAX_REPLY_BYTES}")
+    return reply
+
+
+def _storable(reply: ModelReply) -> ModelReply:
+    replace = msgspec.structs.replace
+    parts = (
+        replace(part, **{name: storable(text) for name, text in msgspec.structs.asdict(part).items() if _is_text(text)})
+        for part in reply.message.parts
+    )
+    return replace(reply, message=replace(reply.message, parts=tuple(parts)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 class Model(Protocol):

@@ -68,9 +68,14 @@ class Message(msgspec.Struct, frozen=True):
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
 
 
+def storable(text: str) -> str:
+    """The text, with lone surrogates escaped, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def user(text: str, images: tuple[Image, ...] = (), *, origin: Origin = "prompt") -> Message:
     """A message to the model."""
-    words = (Text(text),) if text else ()
+    words = (Text(storable(text)),) if text else ()
     return Message("user", (*words, *images), origin)
 
 

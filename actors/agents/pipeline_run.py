@@ -9,7 +9,7 @@ from executus.actors.agents.audit import PhaseBegan, PhaseEnded
 from executus.actors.agents.behaviour import Behaviour, Standable
 from executus.actors.agents.conversation import Conversation, abandoned, next_phase, replace
 from executus.actors.agents.engine import Concluded, Engine
-from executus.actors.agents.errors import CriticRestart, InvalidAgent
+from executus.actors.agents.errors import BudgetExceeded, CriticRestart, InvalidAgent
 from executus.actors.agents.parts import NOTHING, Message, Usage, user
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.template import names_in, rendered
@@ -23,7 +23,8 @@ from executus.actors.run import Done, Wait
 class PipelineState(Standable, frozen=True, kw_only=True):
     """What is saved of a pipeline: the phases that are over, and how the present one stands.
 
-    `entered` says whether the present phase has begun; `before` and `steps_before` are what was used when it did.
+    `entered` says whether the present phase has begun; `before` and `steps_before` are what was used when the last one
+    was over: what a phase had used that was interrupted and began anew is its own, too.
     """
 
     completed: Journal[PhaseResult] = Journal()
@@ -116,14 +117,14 @@ class PipelineRun(Behaviour[PipelineState]):
             state,
             conversation=engine.timed(conversation),
             entered=True,
-            before=conversation.usage,
-            steps_before=conversation.total_steps,
         )
 
     async def _further(self, state: PipelineState, phase: Phase, engine: Engine) -> Conversation | Concluded:
         conversation = state.conversation
         if phase.function is None:
-            return await engine.advance(conversation, persona_of(state.setup[0].task.agent, phase))
+            agent = state.setup[0].task.agent
+            is_last = all(later.function is not None for later in agent.phases[state.at + 1 :])
+            return await engine.advance(conversation, persona_of(agent, phase), is_last=is_last)
         conversation = engine.entered(conversation)
         heard: list[Message] = []
 
@@ -145,6 +146,8 @@ class PipelineRun(Behaviour[PipelineState]):
             output = await engine.call_function(self.ports.functions[phase.function], context, conversation, phase.name)
         except CriticRestart as error:
             return engine.given_up(conversation, error)
+        except BudgetExceeded as error:
+            return Concluded(conversation, "", "out_of_budget", error)
         return Concluded(
             engine.heeded(
                 replace(
@@ -170,6 +173,8 @@ class PipelineRun(Behaviour[PipelineState]):
             state,
             completed=state.completed.append(ended),
             entered=False,
+            before=conversation.usage,
+            steps_before=conversation.total_steps,
             conversation=next_phase(conversation, conversation.ceiling),
         )
 

@@ -16,7 +16,7 @@ import msgspec
 
 from executus.actors.agents.agent import AGENT, SKILL
 from executus.actors.agents.errors import ToolError
-from executus.actors.agents.parts import ToolCall, ToolResult
+from executus.actors.agents.parts import ToolCall, ToolResult, storable
 from executus.actors.agents.tool import Effect, Tool, ToolContext
 from executus.actors.agents.toolbox import Toolbox
 from executus.actors.outcomes import escape, safe_text, traceback_text
@@ -149,7 +149,7 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _cut_result(call: ToolCall, text: str, result_chars: int, *, is_error: bool = False) -> ToolResult:
-    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates cannot be stored
+    text = storable(text)
     if len(text) > result_chars:
         text = f"{text[:result_chars]}… [cut: {result_chars} of {len(text)} characters]"
     return ToolResult(call.id, call.name, text, is_error)

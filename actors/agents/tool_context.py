@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -12,6 +12,11 @@ from executus.actors.agents.agent import Note, RunInfo
 from executus.actors.agents.errors import ToolError
 from executus.actors.agents.parts import Image
 from executus.actors.outcomes import safe_text
+
+MAX_ATTACHED_BYTES: Final = 8 * 1024 * 1024
+"""Of the images that one call attaches: a record holds 16 MiB."""
+MAX_NOTES_BYTES: Final = 4 * 1024 * 1024
+"""Of all notes of a run: they come with its result, which is one record."""
 
 
 class CallContext(Protocol):
@@ -88,7 +93,10 @@ class ToolContext:
         return self._attached
 
     def note(self, name: str, value: object) -> None:
-        """Add to the run's accumulator, which comes with its result. Raises ToolError for what JSON cannot hold."""
+        """Add to the run's accumulator, which comes with its result.
+
+        Raises ToolError for what JSON cannot hold, and for what would be too much for a record.
+        """
         try:
             if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a tool may be untyped
                 raise TypeError(f"a note's name is a text, not {type(name).__name__}")
@@ -98,6 +106,9 @@ class ToolContext:
             raise ToolError(f"note {safe_text(name)!r} cannot be kept as JSON: {safe_text(error)}") from error
         with self._lock:
             self._check()
+            taken = sum(len(one.json) for one in (*self.notes, note))  # about: of ASCII a character is a byte
+            if taken > MAX_NOTES_BYTES:
+                raise ToolError(f"note {name!r} is one too many: the run's notes would take {taken} bytes")
             self._noted = (*self._noted, note)
 
     def attach_images(self, *images: Image) -> None:
@@ -106,6 +117,9 @@ class ToolContext:
             raise ToolError("attach_images takes images as Image(data, media_type), the data as bytes")
         with self._lock:
             self._check()
+            taken = sum(len(image.data) for image in (*self._attached, *images))
+            if taken > MAX_ATTACHED_BYTES:
+                raise ToolError(f"the images of this call take {taken} bytes, the most is {MAX_ATTACHED_BYTES}")
             self._attached = (*self._attached, *images)
 
     def heartbeat(self, details: object = None) -> None:

@@ -23,7 +23,7 @@ from executus.actors.agents.budget import (
 )
 from executus.actors.agents.errors import BudgetExceeded
 from executus.actors.agents.model import ToolSpec
-from executus.actors.agents.parts import Image, Thinking, ToolCall, ToolResult, Usage, assistant, result, user
+from executus.actors.agents.parts import Image, Text, Thinking, ToolCall, ToolResult, Usage, assistant, result, user
 
 BUDGET = Budget(tokens=1_000, usd=1.0, steps=10, tool_calls=5, wall_s=60.0)
 
@@ -214,7 +214,7 @@ def test_an_estimate_is_a_quarter_of_the_length_and_a_flat_number_a_picture() ->
     assert message_tokens(assistant(Thinking("t" * 40), ToolCall("c", "grep", "a" * 36))) == 4 + 20
     assert message_tokens(result(ToolResult("c", "grep", "r" * 80))) == 24
     assert message_tokens(user("日本語" * 4)) == 4 + 9, "three bytes a character"
-    assert message_tokens(user("\ud800" * 4)) == 4 + 3, "a lone surrogate is no reason to crash"
+    assert message_tokens(assistant(Text("\ud800" * 4))) == 4 + 3, "a lone surrogate is no reason to crash"
 
 
 def test_an_estimate_adds_up_over_system_tools_and_messages() -> None:

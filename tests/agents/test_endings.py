@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from executus.actors import RunStatus, StopPolicy
-from executus.actors.agents.agent import Invocation
+from executus.actors.agents.agent import Budget, Invocation, Limits
 from executus.actors.agents.audit import RunConcluded
 from executus.actors.agents.critic import KillRun, Watch
 from executus.actors.agents.errors import FatalModelError, ModelError
 from executus.actors.agents.scripted import call, fail, say
+from executus.actors.agents.steering import FollowUp, Steer
+from executus.actors.agents.tool import tool
 from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, TimedOut
 from executus.stores import MemoryStore, StoreUnavailable
 from tests.agents.house import House, Traces, Watched, house, worker
@@ -238,3 +240,40 @@ def test_a_store_that_does_not_take_a_new_run_degrades_it_with_a_warning(
         assert handle.result(10).output == "done"
         store.refuses = False
     assert "runs without being saved" in caplog.text
+
+
+# --- what an end leaves
+
+
+def test_what_no_model_has_heard_comes_with_the_result() -> None:
+    model = Watched([call("look", what="a")])
+    with house(model, worker(step_ceiling=1)) as it, model.held_at(0) as held:
+        handle = it.start()
+        held.wait()
+        handle.send(Steer("Wait!"))
+        handle.send(FollowUp("And then?"))
+        held.let_go()
+        result = handle.result(10)
+        assert result.status == "out_of_steps"
+        assert [(message.origin, message.text) for message in result.unheard] == [
+            ("steer", "Wait!"),
+            ("follow_up", "And then?"),
+        ]
+
+
+def test_a_transcript_too_large_for_a_record_is_left_out_of_the_result_and_the_answer_is_not_lost() -> None:
+    @tool(effect="pure")
+    def read(at: int) -> str:
+        return "x" * 900_000
+
+    script = [*(call("read", at=n) for n in range(20)), say("All read.")]
+    with house(script, worker(tools=("read",), limits=Limits(result_chars=1_000_000)), tools=[read]) as it:
+        result = it.start().result(20)
+        assert (result.output, result.steps, result.transcript) == ("All read.", 21, ())
+
+
+@pytest.mark.parametrize("budget", [Budget(tokens=400), Budget(wall_s=0.05)])
+def test_an_answer_that_took_more_than_was_left_is_an_answer(budget: Budget) -> None:
+    with house([say("The answer.").using(300, 300).after(0.1)], worker(budget=budget)) as it:
+        result = it.start().result(10)
+        assert (result.output, result.status) == ("The answer.", "completed")

@@ -15,10 +15,10 @@ from executus.actors.agents.audit import PhaseBegan, PhaseEnded
 from executus.actors.agents.critic import KillRun, Watch
 from executus.actors.agents.errors import FatalModelError, ModelError
 from executus.actors.agents.model import ModelRequest
-from executus.actors.agents.parts import Image, Text
+from executus.actors.agents.parts import NOTHING, Image, Text
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
-from executus.actors.agents.steering import Steer
+from executus.actors.agents.steering import FollowUp, Steer
 from executus.actors.agents.transcript import problems
 from executus.actors.outcomes import Cancelled, Failed, Killed, TimedOut
 from tests.agents.house import Traces, Trail, Watched, house
@@ -337,3 +337,41 @@ def test_every_boundary_is_durable_before_the_next_phase_begins(store_path: Path
         started.set()
         handle.result(10)
     assert stored[-1] >= 4, "begun, entered, asked, answered, asked: the boundary behind them is stored"
+
+
+# --- what is the whole run's
+
+
+def test_a_follow_up_is_asked_when_the_run_would_end_and_not_a_phase() -> None:
+    model = Watched(by_phase(research=[say("facts")], write=[say("a text"), say("a better text")]))
+    agent = pipeline(research(), write(), Phase(name="file", prompt="${write}", function="file"))
+    with house(model, agent, functions={"file": lambda context: f"filed: {context.prompt}"}) as it:
+        result = it.start(first=FollowUp("Better.")).result(10)
+        assert outputs(result) == [
+            ("research", "completed", "facts"),
+            ("write", "completed", "a better text"),
+            ("file", "completed", "filed: a better text"),
+        ]
+        assert result.unheard == ()
+
+
+def test_what_an_interrupted_phase_has_used_is_its_own_when_it_begins_anew() -> None:
+    ten = call("look", what="a").using(10, 0)
+    script = [ten, [fail(ModelError("gone")), say("facts").using(10, 0)]]
+    model = ScriptedModel(lambda request: script[request.step] if request.system == "Research." else say("a text"))
+    with house(model, pipeline(research(resume="phase"), write())) as it:
+        result = it.start().result(10)
+        assert result.phases[0].usage.input_tokens == 30
+        assert [one.steps for one in result.phases] == [3, 1]
+        assert sum((one.usage for one in result.phases), NOTHING) == result.usage
+        assert result.steps == 4
+
+
+def test_a_function_that_comes_when_the_budget_is_spent_is_not_called_and_ends_no_pipeline() -> None:
+    called: list[str] = []
+    agent = pipeline(research(), Phase(name="file", function="file"), budget=Budget(wall_s=0.05))
+    model = Watched(by_phase(research=[say("facts").after(0.1)]))
+    with house(model, agent, functions={"file": lambda context: called.append("file") or "filed"}) as it:
+        result = it.start().result(10)
+        assert outputs(result) == [("research", "completed", "facts"), ("file", "out_of_budget", "")]
+        assert (result.status, called) == ("out_of_budget", [])

@@ -10,6 +10,7 @@ import pytest
 from executus.actors.agents.agent import Note
 from executus.actors.agents.errors import ToolError
 from executus.actors.agents.parts import Image
+from executus.actors.agents.tool_context import MAX_ATTACHED_BYTES, MAX_NOTES_BYTES
 from executus.actors.incarnation import Progress
 from tests.agents.tool_parts import INFO, a_context, a_run
 
@@ -114,3 +115,17 @@ def test_notes_of_several_threads_of_one_call_are_all_kept() -> None:
     for thread in threads:
         thread.join()
     assert len(context.noted) == len(context.attached) == 800
+
+
+def test_what_would_be_too_much_for_a_record_is_refused_and_what_is_there_stays() -> None:
+    context = a_context(notes=(Note("seen", "x" * (MAX_NOTES_BYTES - 10)),))
+    context.note("few", "abc")
+    with pytest.raises(ToolError, match="one too many"):
+        context.note("more", "abcdef")
+    assert [note.name for note in context.noted] == ["few"]
+    large = Image(b"x" * (MAX_ATTACHED_BYTES - 1))
+    context.attach_images(large)
+    with pytest.raises(ToolError, match="the most is"):
+        context.attach_images(Image(b"xy"))
+    context.attach_images(Image(b"x"))
+    assert context.attached == (large, Image(b"x"))
