@@ -62,6 +62,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     last_call: str = ""
     armed: str = ""
     delegations: tuple[Delegation, ...] = ()
+    early: tuple[Delegation, ...] = ()
+    """Children that ended before a resumed run came back to the callback that has called them."""
     restart: str = ""
     # of the whole run
     inbox: tuple[Message, ...] = ()
@@ -224,5 +226,6 @@ def next_phase(conversation: Conversation, ceiling: int) -> Conversation:
         last_call="",
         armed="",
         delegations=(),
+        early=(),
         recent=(),
     )

@@ -109,8 +109,17 @@ def key_of(place: int, call: ToolCall) -> str:
 
     The transcript that holds the call is durable before the child is spawned, so that a resumed parent makes the same.
     """
-    digest = hashlib.blake2b(f"{call.id}\0{call.name}\0{call.arguments}".encode("utf-8", "replace"), digest_size=6)
-    return f"{place}-{digest.hexdigest()}"
+    return f"{place}-{_digest(call)}"
+
+
+def is_key_of(key: str, call: ToolCall) -> bool:
+    """Whether it is the key of this call, wherever it was made."""
+    return key.partition("-")[2] == _digest(call)
+
+
+def _digest(call: ToolCall) -> str:
+    text = f"{call.id}\0{call.name}\0{call.arguments}"
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 def delegated(conversation: Conversation, spawned: Sequence[Delegation]) -> Conversation:
@@ -166,6 +175,14 @@ def status_of(outcome: Outcome) -> str:
     if isinstance(outcome, Completed) and isinstance(outcome.result, AgentResult):
         return outcome.result.status
     return _STATUS[type(outcome)].value
+
+
+def settled_early(early: Delegation, reserved: Budget) -> tuple[ToolResult, Usage, int]:
+    """As `read`, of an end that was read before it was known what is set aside for the child."""
+    assert early.answer is not None
+    if early.answer.is_error and early.used == NOTHING:
+        return early.answer, all_of(reserved), reserved.steps or 0
+    return early.answer, early.used, early.steps
 
 
 def _number(value: object) -> float:

@@ -42,7 +42,7 @@ from executus.actors.agents.conversation import (
     said,
 )
 from executus.actors.agents.critic import Extend, KillRun, Nudge, RestartRun, Verdict, Zone
-from executus.actors.agents.delegation import delegated, plan, read, status_of
+from executus.actors.agents.delegation import delegated, is_key_of, plan, read, settled_early, status_of
 from executus.actors.agents.errors import (
     AgentError,
     BudgetExceeded,
@@ -354,7 +354,11 @@ class Engine:
             return conversation
         by_call = {call.id: (call, answer) for call, answer in planned.refused}
         spawned: list[Delegation] = []
+        early = {one.key: one for one in conversation.early}
         for call, key, task in planned.children:
+            if key in early:
+                spawned.append(Delegation(call, key, early[key].run_id, task.budget))
+                continue
             child = self.context.spawn(
                 self.ports.run_class(task.agent),
                 task,
@@ -368,10 +372,14 @@ class Engine:
         if not spawned:
             return self._answered(conversation, planned.refused)
         under_way = {one.call.id: one for one in spawned}
-        return delegated(
-            conversation,
+        after = delegated(
+            replace(conversation, early=()),
             [under_way.get(call.id) or Delegation(call, "", "", UNLIMITED, by_call[call.id][1]) for call in calls],
         )
+        for one in spawned:
+            if one.key in early:
+                after = child_ended(after, one.key, *settled_early(early[one.key], one.reserved))
+        return after
 
     def _save_policy(self, task: Task, key: str) -> SavePolicy | None:
         """As the house chooses for a child, but never "none": who waits for it would find nothing after a crash.
@@ -385,12 +393,21 @@ class Engine:
         return None if policy is None or policy.durability == "none" else policy
 
     def child_ended(self, conversation: Conversation, ended: ChildEnded) -> Conversation:
-        """Take in a child's end. One that nobody waits for any more is passed over."""
+        """Take in a child's end. One that nobody waits for any more is passed over.
+
+        A resumed run may hear of it before it comes back to the callback that calls the child: it is kept until then.
+        """
         one = next((one for one in conversation.delegations if one.key == ended.key and one.answer is None), None)
         if one is None:
-            return conversation
+            calls = [call for call in conversation.open_calls if is_key_of(ended.key, call)]
+            if conversation.delegations or not calls:
+                return conversation
+            one = Delegation(calls[0], ended.key, ended.run_id, UNLIMITED)
         answer, used, steps = read(one.call, ended.outcome, one.reserved, self.setup.task.agent.limits.result_chars)
         self.record(ChildSettled(**self.at(), key=ended.key, status=status_of(ended.outcome)))
+        if not conversation.delegations:
+            early = replace(one, answer=answer, used=used, steps=steps)
+            return replace(conversation, early=(*conversation.early, early))
         return child_ended(conversation, ended.key, answer, used, steps)
 
     def waiting_s(self, conversation: Conversation) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executus.actors import StopPolicy
+from executus.actors import SavePolicy, StopPolicy
 from executus.actors.agents.agent import (
     UNLIMITED,
     Agent,
@@ -25,7 +26,7 @@ from executus.actors.agents.agent import (
 from executus.actors.agents.audit import ChildSettled, Delegated
 from executus.actors.agents.behaviour import Standing
 from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, child_ended
-from executus.actors.agents.delegation import key_of, plan, read, status_of
+from executus.actors.agents.delegation import key_of, plan, read, settled_early, status_of
 from executus.actors.agents.errors import FatalModelError
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage, assistant
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
@@ -39,6 +40,9 @@ from tests.waiting import wait_until
 
 CHILD = Agent(id="child", tier="child", tools=("look",))
 BOTH = call("agent__child", prompt="this") + call("skill__sum", prompt="that")
+
+
+A_CALL = ToolCall("1", "agent__child", '{"prompt": "this"}')
 
 
 def parent(**given: Any) -> Agent:
@@ -423,3 +427,35 @@ def test_what_is_set_aside_never_exceeds_what_is_left() -> None:
     assert sum(one.tokens or 0 for one in budgets) <= 75
     assert sum(one.steps or 0 for one in budgets) <= 9
     assert all_of(budgets[0]).tokens == budgets[0].tokens
+
+
+# --- over a resume, in another order
+
+
+def test_a_child_that_ended_before_its_resumed_parent_came_back_to_the_call_is_not_waited_for(
+    store_path: Path, tmp_path: Path
+) -> None:
+    model, child = Watched([call("agent__child", prompt="this"), say("done")]), Watched([say("a child's word")])
+    copy = tmp_path / "copy.store"
+    options: Any = {"runtime_options": {"save_policy": SavePolicy(every_s=3600)}, "models": {"child": child}}
+    with house(model, parent(), CHILD, store=store_path, skills=[Skill(name="sum")], **options) as it:
+        with model.held_at(1) as held:
+            it.start()
+            held.wait()  # it has heard of its child's end, and nothing of that is saved
+            shutil.copytree(store_path, copy)
+        assert it.runtime.get("r").result(10).output == "done"
+    with house(model, parent(), CHILD, store=copy, skills=[Skill(name="sum")], **options) as it:
+        result = it.runtime.get("r").result(10)
+        assert [one.text for one in results(result)] == ["a child's word"]
+        assert problems(result.transcript) == []
+        assert (result.steps, result.usage.requests) == (3, 3), "what the child has used is counted"
+    assert len(child.inner.requests) == 1
+
+
+def test_an_end_that_came_early_and_tells_nothing_of_its_use_counts_as_all_that_was_set_aside() -> None:
+    reserved = Budget(tokens=7, steps=2)
+    told = Delegation(A_CALL, "k", "c", UNLIMITED, ToolResult("1", "agent__child", "ok"), Usage(1, 1, requests=1), 1)
+    assert settled_early(told, reserved) == (told.answer, told.used, 1)
+    killed = read(A_CALL, Killed("operator", "enough"), UNLIMITED, 100)
+    early = Delegation(A_CALL, "k", "c", UNLIMITED, *killed)
+    assert settled_early(early, reserved) == (killed[0], Usage(input_tokens=7), 2)
