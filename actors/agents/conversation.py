@@ -56,6 +56,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     transcript: Journal[Message] = Journal()
     since: int = 0
     """Where the part of the transcript begins that belongs to this phase."""
+    tried_since: int = 0
+    """Where that of its first try does: before `since` where the phase was interrupted and began anew."""
     steps: int = 0
     tool_errors: int = 0
     repeats: int = 0
@@ -86,6 +88,14 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     def open_calls(self) -> tuple[ToolCall, ...]:
         """Calls without a result, in order."""
         return open_calls(self.transcript, self.since)
+
+    @property
+    def place(self) -> int:
+        """Which message with calls this is, for their keys: the same for one that is made again, other for every other.
+
+        It counts the model's messages alone: when a request is repeated, what was said to it since comes before.
+        """
+        return self.tried_since + self.steps
 
     @property
     def answered(self) -> bool:
@@ -220,6 +230,7 @@ def next_phase(conversation: Conversation, ceiling: int) -> Conversation:
         conversation,
         ceiling=ceiling,
         since=len(conversation.transcript),
+        tried_since=len(conversation.transcript),
         steps=0,
         tool_errors=0,
         repeats=0,

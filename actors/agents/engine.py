@@ -281,13 +281,15 @@ class Engine:
 
     async def _call(self, conversation: Conversation, persona: Persona, calls: Sequence[ToolCall]) -> Conversation:
         self._check(conversation, Amount(tool_calls=len(calls)))
-        place, indexes = _places(conversation)
+        if self._has_keyed(calls) and not await self.made_durable(conversation, persona.phase):
+            return conversation
+        indexes = {call.id: index for index, call in enumerate(_asking(conversation).calls)}
         watched = WatchedContext(self.context, self.watcher)
         notes = tuple(conversation.notes)
         contexts: dict[str, ToolContext] = {}
 
         def context_of(call: ToolCall) -> ToolContext:
-            key = tool_key(self.setup.life, place, indexes[call.id], call)
+            key = tool_key(self.setup.life, conversation.place, indexes[call.id], call)
             made = contexts[call.id] = ToolContext(
                 watched, self.info, call_id=call.id, idempotency_key=key, notes=notes
             )
@@ -315,6 +317,11 @@ class Engine:
             [image for context in used for image in context.attached],
             self.ports.monotonic_s() - began_s,
         )
+
+    def _has_keyed(self, calls: Sequence[ToolCall]) -> bool:
+        """Whether one of them takes place once for its key: the key holds as long as the call is in the transcript."""
+        tools = self.ports.tools
+        return any(call.name in tools and tools[call.name].effect == "keyed" for call in calls)
 
     def _answered(
         self,
@@ -576,11 +583,9 @@ class At(TypedDict):
     attempt: int
 
 
-def _places(conversation: Conversation) -> tuple[int, dict[str, int]]:
-    """Where in the transcript the message with the open calls stands, and where in it each call does."""
-    transcript = conversation.transcript
-    place = next(at for at in range(len(transcript) - 1, -1, -1) if transcript[at].role == "assistant")
-    return place, {call.id: index for index, call in enumerate(transcript[place].calls)}
+def _asking(conversation: Conversation) -> Message:
+    """The message with the open calls."""
+    return next(message for message in reversed(conversation.transcript) if message.role == "assistant")
 
 
 def _reserved(conversation: Conversation) -> Amount:

@@ -13,6 +13,7 @@ from executus.actors.agents.errors import BudgetExceeded, CriticRestart, Invalid
 from executus.actors.agents.parts import NOTHING, Message, Usage, user
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.template import names_in, rendered
+from executus.actors.agents.tool_calls import function_key
 from executus.actors.agents.watcher import WatchedContext
 from executus.actors.errors import RunFenced
 from executus.actors.journal import Journal
@@ -139,7 +140,7 @@ class PipelineRun(Behaviour[PipelineState]):
             prompt=rendered(phase.prompt, _values(state)),
             outputs={one.name: one.output for one in state.completed},
             context=WatchedContext(self.context, engine.watcher),
-            idempotency_key=self.context.idempotency_key,
+            idempotency_key=function_key(engine.setup.life, state.at, phase.name),
             steers=take_steers,
         )
         try:

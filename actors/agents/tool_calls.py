@@ -49,8 +49,17 @@ def tool_key(life: str, place: int, index: int, call: ToolCall) -> str:
     The same for a call that is repeated after a crash, also where the model was asked again and gave the same answer;
     another for every other call.
     """
+    return _key(life, str(place), str(index), call.name, call.arguments)
+
+
+def function_key(life: str, phase: int, name: str) -> str:
+    """The idempotency key of the function of a phase: the same whenever it is repeated."""
+    return _key(life, "phase", str(phase), name)
+
+
+def _key(*parts: str) -> str:
     digest = hashlib.blake2b(digest_size=20)
-    for part in (life, str(place), str(index), call.name, call.arguments):
+    for part in parts:
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)

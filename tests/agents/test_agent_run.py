@@ -12,6 +12,7 @@ import pytest
 from executus.actors import (
     AsyncRuntime,
     RunFailed,
+    SavePolicy,
     StopPolicy,
 )
 from executus.actors.agents.agent import AgentResult, Budget, Invocation, Limits
@@ -23,6 +24,7 @@ from executus.actors.agents.model import ModelReply, Tier
 from executus.actors.agents.parts import NOTHING, Image, Text, ToolCall, ToolResult, assistant
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
 from executus.actors.agents.steering import FollowUp, Steer
+from executus.actors.agents.tool import tool
 from executus.actors.agents.transcript import problems
 from executus.actors.events import RunReported
 from executus.actors.outcomes import Cancelled, Failed
@@ -368,3 +370,18 @@ def test_on_the_hosts_loop() -> None:
             assert (await handle.result(10)).output == "All is well."
 
     asyncio.run(main())
+
+
+def test_a_keyed_call_is_durable_before_it_is_made_so_that_its_key_holds(store_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    @tool(effect="keyed")
+    def pay(what: str) -> str:
+        """Pay for something."""
+        status = it.runtime.get("r").status()
+        seen.append((status.durable_seq, status.seq))
+        return "paid"
+
+    with house([call("pay", what="a"), say("ok")], worker(tools=("pay",)), store=store_path, tools=[pay]) as it:
+        it.start(save_policy=SavePolicy(every_s=3600)).result(10)
+    assert seen == [(2, 2)]
