@@ -10,7 +10,7 @@ import msgspec
 from executus.actors.agents.agent import Budget, Note, Task
 from executus.actors.agents.critic import CriticMemo, Seen, remembered
 from executus.actors.agents.parts import NOTHING, Image, Message, ToolCall, ToolResult, Usage, result, user
-from executus.actors.agents.transcript import open_calls
+from executus.actors.agents.transcript import open_calls, results_of
 from executus.actors.journal import Journal
 
 replace = msgspec.structs.replace
@@ -19,6 +19,9 @@ INTERRUPTED: Final = (
     "interrupted: the process ended while this call was under way, and its outcome is unknown. It may have happened. "
     "It was not made again."
 )
+
+
+GIVEN_UP: Final = "given up: the process ended before the call was answered, and the phase begins anew."
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -178,20 +181,24 @@ def answered(
 def abandoned(conversation: Conversation, why: str) -> Conversation:
     """Nobody will answer the open calls any more, and the transcript stays legal.
 
-    What was set aside for children that still run counts as used.
+    What was set aside for children that still run counts as used. An armed call may have been made.
     """
     if not conversation.open_calls:
         return conversation
     total, steps = conversation.usage, conversation.total_steps
-    for one in conversation.delegations:
+    for one in (*conversation.delegations, *conversation.early):
         total += one.used if one.answer is not None else all_of(one.reserved)
         steps += one.steps if one.answer is not None else one.reserved.steps or 0
     there = {one.call.id: one.answer for one in conversation.delegations if one.answer is not None}
-    answers = [
-        (call, there.get(call.id) or ToolResult(call.id, call.name, why, is_error=True, unknown=True))
-        for call in conversation.open_calls
-    ]
-    return answered(replace(conversation, delegations=(), usage=total, total_steps=steps), answers)
+    running = {one.call.id for one in conversation.delegations}
+
+    def given_up(call: ToolCall) -> ToolResult:
+        if call.id == conversation.armed:
+            return ToolResult(call.id, call.name, INTERRUPTED, is_error=True, unknown=True)
+        return ToolResult(call.id, call.name, why, is_error=True, unknown=call.id in running)
+
+    answers = [(call, there.get(call.id) or given_up(call)) for call in conversation.open_calls]
+    return answered(replace(conversation, delegations=(), early=(), usage=total, total_steps=steps), answers)
 
 
 def all_of(reserved: Budget) -> Usage:
@@ -240,3 +247,35 @@ def next_phase(conversation: Conversation, ceiling: int) -> Conversation:
         early=(),
         recent=(),
     )
+
+
+def begun_anew(conversation: Conversation, ceiling: int) -> Conversation:
+    """The present phase from its start. What was said to it is said again: the model is to hear it again."""
+    part = conversation.part
+    again = next_phase(abandoned(conversation, GIVEN_UP), ceiling)
+    return replace(
+        again,
+        tried_since=conversation.tried_since,
+        inbox=(*(message for message in part if message.origin == "steer"), *conversation.inbox),
+        follow_ups=(*(message for message in part if message.origin == "follow_up"), *conversation.follow_ups),
+    )
+
+
+def tried_before(conversation: Conversation, call: ToolCall) -> ToolResult | None:
+    """What the same call came to in an earlier try of this phase, the latest first; of several the one it repeats.
+
+    The same is one of this name with these arguments. None for what no earlier try has made.
+    """
+    if conversation.tried_since == conversation.since:
+        return None
+    tries: list[list[Message]] = []
+    for message in conversation.transcript[conversation.tried_since : conversation.since]:
+        if message.origin == "prompt":
+            tries.append([])
+        tries[-1].append(message)
+    nth = len(results_of(call, conversation.part))
+    for part in reversed(tries):
+        made = [one for one in results_of(call, part) if (one.text, one.is_error) != (GIVEN_UP, True)]
+        if nth < len(made):
+            return replace(made[nth], call_id=call.id)
+    return None

@@ -40,6 +40,7 @@ from executus.actors.agents.conversation import (
     replace,
     replied,
     said,
+    tried_before,
 )
 from executus.actors.agents.critic import Extend, KillRun, Nudge, RestartRun, Verdict, Zone
 from executus.actors.agents.delegation import delegated, is_key_of, plan, read, settled_early, status_of
@@ -256,6 +257,8 @@ class Engine:
 
         Found armed by an earlier attempt it is not made: it may have happened.
         """
+        if before := tried_before(conversation, call):
+            return self._answered(conversation, [(call, before)])
         if conversation.armed != call.id:
             self._armed = call.id
             return replace(conversation, armed=call.id)
@@ -349,6 +352,9 @@ class Engine:
     async def _delegate(self, conversation: Conversation, persona: Persona, calls: Sequence[ToolCall]) -> Conversation:
         """Spawn a child for each call. The calls are durable first: a resumed parent finds the same children."""
         caller = replace(persona.agent, tier=persona.tier, tools=persona.tools, phases=())
+        known = [(call, tried_before(conversation, call)) for call in calls]
+        if before := [(call, answer) for call, answer in known if answer is not None]:
+            return self._answered(conversation, before)
         planned = plan(
             calls,
             conversation,
@@ -416,6 +422,13 @@ class Engine:
             early = replace(one, answer=answer, used=used, steps=steps)
             return replace(conversation, early=(*conversation.early, early))
         return child_ended(conversation, ended.key, answer, used, steps)
+
+    def calls_children(self, conversation: Conversation) -> bool:
+        """Whether children are under way, or may be: they were called, and the process died before that was saved."""
+        if conversation.delegations or conversation.early:
+            return True
+        calls = groups(conversation.open_calls, self.ports.tools)
+        return bool(calls) and kind_of(calls[0][0], self.ports.tools) == "palette"
 
     def waiting_s(self, conversation: Conversation) -> float | None:
         """How long to wait for children at most; None without end."""

@@ -7,7 +7,7 @@ from typing import Any
 from executus.actors.agents.agent import AgentResult, Phase, PhaseResult, Status, Task, persona_of
 from executus.actors.agents.audit import PhaseBegan, PhaseEnded
 from executus.actors.agents.behaviour import Behaviour, Standable
-from executus.actors.agents.conversation import Conversation, abandoned, next_phase, replace
+from executus.actors.agents.conversation import Conversation, abandoned, begun_anew, next_phase, replace
 from executus.actors.agents.engine import Concluded, Engine
 from executus.actors.agents.errors import BudgetExceeded, CriticRestart, InvalidAgent
 from executus.actors.agents.parts import NOTHING, Message, Usage, user
@@ -69,9 +69,9 @@ class PipelineRun(Behaviour[PipelineState]):
         if state.at == len(agent.phases):
             return self.done(state, _result_of(state, engine))
         phase = agent.phases[state.at]
-        state = self._began_anew(state, phase)
-        if not state.entered:
-            return await self._entered(state, phase, engine)
+        anew = self._begins_anew(state, phase, engine)
+        if anew or not state.entered:
+            return await self._entered(state, phase, engine, anew=anew)
         try:
             concluded = await self._further(state, phase, engine)
         except (CriticRestart, RunFenced):
@@ -93,22 +93,31 @@ class PipelineRun(Behaviour[PipelineState]):
         """See Behaviour."""
         return state.at
 
+    def _begins_anew(self, state: PipelineState, phase: Phase, engine: Engine) -> bool:
+        """Whether the present phase was interrupted and is to begin anew.
+
+        What it had stays in the transcript, where an unsafe call finds its outcome. Children that it has called, or
+        may have, are waited for first: nobody else would hear of them.
+        """
+        if self._goes_on or self.began_here or not state.entered or phase.resume == "step":
+            self._goes_on = True
+            return False
+        if engine.calls_children(state.conversation):
+            return False
+        self._goes_on = True
+        return True
+
     # --- one phase ---
 
-    def _began_anew(self, state: PipelineState, phase: Phase) -> PipelineState:
-        """Of a phase that is to begin anew, what there was before the interruption stays in the transcript alone."""
-        goes_on, self._goes_on = self._goes_on, True
-        if goes_on or self.began_here or not state.entered or phase.resume == "step":
-            return state
-        conversation = abandoned(state.conversation, "interrupted: the phase begins anew")
-        return replace(state, entered=False, conversation=conversation)
-
-    async def _entered(self, state: PipelineState, phase: Phase, engine: Engine) -> PipelineState:
+    async def _entered(
+        self, state: PipelineState, phase: Phase, engine: Engine, *, anew: bool = False
+    ) -> PipelineState:
         """Begin a phase. The boundary before it is durable first: what was paid for is not paid for again."""
         if state.at and not await engine.made_durable(state.conversation, phase.name):
             return state  # asked to end meanwhile
         engine.record(PhaseBegan(**engine.at(), index=state.at, name=phase.name))
-        conversation = next_phase(state.conversation, persona_of(state.setup[0].task.agent, phase).ceiling)
+        ceiling = persona_of(state.setup[0].task.agent, phase).ceiling
+        conversation = (begun_anew if anew else next_phase)(state.conversation, ceiling)
         if phase.function is None:
             invocation = state.setup[0].task.invocation
             images = invocation.images if "prompt" in names_in(phase.prompt) else ()

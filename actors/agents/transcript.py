@@ -26,6 +26,17 @@ def open_calls(transcript: Sequence[Message], since: int = 0) -> tuple[ToolCall,
     return ()
 
 
+def results_of(call: ToolCall, transcript: Iterable[Message]) -> list[ToolResult]:
+    """The results of all calls with this one's name and arguments, whatever their ids, in order."""
+    found: list[ToolResult] = []
+    alike: set[str] = set()
+    for message in transcript:
+        if message.role == "assistant":
+            alike = {one.id for one in message.calls if (one.name, one.arguments) == (call.name, call.arguments)}
+        found += [part for part in message.parts if isinstance(part, ToolResult) and part.call_id in alike]
+    return found
+
+
 def problems(transcript: Iterable[Message]) -> list[str]:
     """What a provider would refuse, one sentence each; empty for a legal transcript that is ready for a request."""
     found: list[str] = []

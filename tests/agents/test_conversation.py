@@ -9,18 +9,21 @@ from hypothesis import strategies as st
 
 from executus.actors.agents.agent import UNLIMITED, Budget, Note
 from executus.actors.agents.conversation import (
+    GIVEN_UP,
     Conversation,
     Delegation,
     abandoned,
     all_of,
     answered,
     asked_again,
+    begun_anew,
     child_ended,
     heard,
     next_phase,
     replace,
     replied,
     said,
+    tried_before,
 )
 from executus.actors.agents.parts import NOTHING, Image, Text, ToolCall, ToolResult, Usage, assistant, user
 from executus.actors.agents.transcript import problems
@@ -117,6 +120,48 @@ def test_abandoned_calls_are_answered_and_what_was_set_aside_for_running_childre
     assert conversation.total_steps == 1 + 2 + 3
     assert conversation.delegations == ()
     assert abandoned(conversation, "again") is conversation
+
+
+def test_a_message_that_is_made_again_behind_a_steer_has_the_place_that_it_had() -> None:
+    before = asked(fresh(), ONE)
+    behind = asked(heard(said(fresh(), [user("Wait.", origin="steer")])), ONE)
+    assert before.place == behind.place
+    after = asked(answered(before, [result_of(ONE)]), TWO)
+    assert after.place != before.place
+    assert asked(next_phase(after, 9), ONE).place not in {before.place, after.place}
+
+
+def test_a_phase_that_begins_anew_finds_what_came_of_the_calls_of_its_earlier_tries() -> None:
+    again = ToolCall("3", ONE.name, ONE.arguments)
+    first = answered(asked(fresh(), ONE, again), [result_of(ONE, text="first"), result_of(again, text="second")])
+    first = asked(heard(said(first, [user("Wait.", origin="steer")])), TWO)
+    second = begun_anew(replace(first, armed=TWO.id, follow_ups=(user("And?", origin="follow_up"),)), 9)
+    assert problems(second.transcript) == []
+    assert [message.text for message in (*second.inbox, *second.follow_ups)] == ["Wait.", "And?"], "is said again"
+    second = asked(replace(second, transcript=second.transcript.append(user("Go."))), ONE)
+    assert second.place == asked(fresh(), ONE).place, "its keys are those of the first try"
+    found = tried_before(second, ONE)
+    assert found is not None
+    assert found.text == "first"
+    second = answered(second, [(ONE, found)])
+    found = tried_before(asked(second, again), again)
+    assert found is not None
+    assert (found.text, found.call_id) == ("second", again.id), "the second of its kind is the second then"
+    armed = tried_before(asked(second, TWO), TWO)
+    assert armed is not None
+    assert armed.unknown, "it was about to be made"
+    third = begun_anew(second, 9)
+    assert tried_before(asked(replace(third, transcript=third.transcript.append(user("Go."))), TWO), TWO) == armed
+    assert tried_before(asked(next_phase(second, 9), ONE), ONE) is None, "another phase makes its own"
+
+
+def test_a_call_that_was_given_up_before_it_was_made_is_made_in_the_next_try() -> None:
+    second = begun_anew(asked(fresh(), ONE, TWO), 9)
+    assert [part.text for message in second.transcript for part in message.parts if isinstance(part, ToolResult)] == [
+        GIVEN_UP
+    ] * 2
+    second = asked(replace(second, transcript=second.transcript.append(user("Go."))), ONE)
+    assert tried_before(second, ONE) is None
 
 
 def test_an_unlimited_child_has_nothing_set_aside() -> None:

@@ -302,6 +302,65 @@ def test_completed_phases_are_skipped_and_the_interrupted_one_goes_on_from_its_s
     assert problems(result.transcript) == []
 
 
+def test_a_phase_that_begins_anew_makes_no_unsafe_call_again_and_hears_again_what_was_said(store_path: Path) -> None:
+    script = by_phase(
+        research=[
+            call("launch", what="a") + call("pay", what="b"),
+            call("launch", what="c"),
+            call("pay", what="d"),
+            say("facts"),
+        ],
+    )
+    traces, model, steered = Traces(), Watched(script), threading.Event()
+    agent = Agent(id="worker", tools=("launch", "pay"), phases=(research(resume="phase"),), keep_transcript=True)
+
+    with house(model, agent, store=store_path, traces=traces) as it:
+        handle: Any = None
+
+        async def hold(request: ModelRequest) -> None:
+            if request.step == 1 and not steered.is_set():
+                await asyncio.to_thread(started.wait)
+                await asyncio.to_thread(handle.send, Steer("Mind the dog."), message_id="s")
+            if request.step == 3 and not steered.is_set():
+                steered.set()
+                await asyncio.Event().wait()
+
+        started = threading.Event()
+        model.before = hold
+        handle = it.start(stop_policy=StopPolicy(grace_s=0.05))
+        started.set()
+        assert steered.wait(10)
+        it.runtime.drain(5)
+    with house(model, agent, store=store_path, traces=traces) as it:
+        result = it.runtime.get("r").result(10)
+    assert (traces.count("a"), traces.count("c")) == (1, 1)
+    keys = [(what, key) for name, what, key in traces.done if name == "pay"]
+    assert (len(keys), len(set(keys))) == (4, 2), "it pays again, under the keys that it had"
+    assert [message.text for message in model.seen() if message.origin == "steer"] == ["Mind the dog."]
+    assert problems(model.seen()) == problems(result.transcript) == []
+    assert result.steps == 3 + 4
+
+
+def test_a_function_that_is_repeated_has_its_key_again_whatever_was_said_meanwhile() -> None:
+    keys: list[str] = []
+
+    def first(context: PhaseContext) -> str:
+        keys.append(context.idempotency_key)
+        if len(keys) == 1:
+            it.runtime.get("r").send(Steer("Mind the dog."), message_id="s")
+            raise OSError("later")
+        return "one"
+
+    def second(context: PhaseContext) -> str:
+        keys.append(context.idempotency_key)
+        return "two"
+
+    agent = pipeline(Phase(name="same", function="first"), Phase(name="same", function="second"))
+    with house(PLAIN, agent, functions={"first": first, "second": second}) as it:
+        assert it.start().result(10).output == "two"
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_after_the_last_boundary_no_model_is_asked_again(store_path: Path) -> None:
     model = Watched(by_phase(research=[say("facts")]))
     gate = threading.Event()
