@@ -28,6 +28,7 @@ PROGRAMS: Final[dict[str, Program]] = {
     "decode_fuzz": Program(20_000, "What do hostile records do?"),
     "limits": Program(1, "What if disk, address space, threads or descriptors run out? (count: rounds)"),
     "sigkill": Program(100, "What does kill -9 lose, at any moment? (count: kills)"),
+    "agents": Program(100, "What do agents do twice, or never, after kill -9 at any moment? (count: kills)"),
     "ownership": Program(200, "Who owns a store after kill -9, and who is refused?"),
     "leaks": Program(10_000, "Do starts, stops, crashes, opens and closes leave anything behind?"),
     "drains": Program(100, "Does a drain return in time, whatever runs do?"),
