@@ -59,8 +59,8 @@ def test_wherever_it_is_killed_an_agent_ends_as_it_would_have_and_does_nothing_u
 ) -> None:
     tour, reference = tours[saves], references[story]
     assert judged(tour, references, story) == []
-    met = [tour.books.stopped[run_id][0] for run_id, other in tour.stories.items() if other == story]
-    missed = set(reference.points) - set(met)
+    met = {label for run_id, other in tour.stories.items() if other == story for label in tour.books.stopped[run_id]}
+    missed = set(reference.points) - met
     assert len(missed) <= len(reference.points) // 10, f"nobody was killed at {missed}"
 
 
