@@ -76,6 +76,8 @@ class Environment:
     retention: RetentionPolicy = DEFAULT_RETENTION
     store_trouble: ErrorInfo | None = None
     """Why commits fail at present. The store actor writes it, health reads it."""
+    saves_awaited: bool = False
+    """Whether a callback has called `context.durable()`. Only ever set, so that it is right on any thread."""
     _opened_at_s: float = field(init=False)
 
     def __post_init__(self) -> None:

@@ -157,6 +157,7 @@ class AttemptContext:
         self._check_fence()
         if not self._incarnation.durable:
             raise NotDurable(self.run_id, "so that none of its states ever is durable")
+        self._env.saves_awaited = True
         wait = SaveWait(self._attempt)
         return wait.on_loop() if _on_loop() else wait.block()
 

@@ -99,7 +99,7 @@ def _tell(plot: Plot, saves: str, death: DeathAt | None, folder: Path) -> bytes:
     plot.say_how_to_save(core, saves)
     runtime.open()
     ended = told_on_threads(core, runtime, plot.make_run, plot.drive)
-    return msgspec.msgpack.encode(_Said(Told(ended, list(store.commits))))
+    return msgspec.msgpack.encode(_Said(Told(ended, list(store.commits), core.env.saves_awaited)))
 
 
 def _die() -> NoReturn:

@@ -39,8 +39,8 @@ def crash_everywhere(
     its state), and each effect must have taken place as often as undisturbed: never fewer times, and never more than
     that or than `at_most` declares, for all names or for each. In three ways of saving: each step is committed before
     the next one, so that the run is resumed from each of its states; as before, but from some commit on the run is
-    ahead of its saves until it dies at its end, so that as many steps repeat as may (not where "sync" is declared); and
-    as its class declares.
+    ahead of its saves until it dies at its end, so that as many steps repeat as may (not where "sync" is declared, or
+    a callback waits for `context.durable()`); and as its class declares.
 
     `make_run(runtime)` starts the run under an id of its own and returns the handle. It is called in every boot; where
     the run is there already, RunExists stands for its handle. `runs` are those to register; a function makes them anew
@@ -105,9 +105,11 @@ class _Trials:
 
     def points(self) -> list[CrashPoint]:
         """Every commit of the undisturbed run, before and after, in both ways of saving."""
-        each = self._undisturbed_again(EACH_STEP).commits
+        each = self._undisturbed_again(EACH_STEP)
         declared = self._undisturbed_again(AS_DECLARED).commits
-        return [*_each_commit(EACH_STEP, each), *self._ahead_of_saves(each), *_each_commit(AS_DECLARED, declared)]
+        # Who waits for a save is not ahead of it: to lose one behind his back would be a lie that no store tells.
+        ahead = [] if each.saves_awaited else self._ahead_of_saves(each.commits)
+        return [*_each_commit(EACH_STEP, each.commits), *ahead, *_each_commit(AS_DECLARED, declared)]
 
     def _ahead_of_saves(self, commits: list[str]) -> list[CrashPoint]:
         """After each commit, the run goes on without another save, to its end, and dies before that is durable."""

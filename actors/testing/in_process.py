@@ -64,7 +64,7 @@ class InProcess:
             with machine.taken():
                 runtime.open()
                 ended = told_on_machine(machine, runtime.core, runtime, plot.make_run, plot.drive)
-                return Told(ended, store.commits)
+                return Told(ended, store.commits, runtime.core.env.saves_awaited)
         except ProcessDied:
             return None
         finally:

@@ -20,10 +20,11 @@ AS_DECLARED = "as declared"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A boot that came to its end: how, and what it committed on the way."""
+    """A boot that came to its end: how, what it committed on the way, and whether callbacks waited for saves."""
 
     ended: Ended
     commits: list[str]
+    saves_awaited: bool
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):

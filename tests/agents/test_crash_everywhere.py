@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from executus.actors import SavePolicy
 from executus.actors.agents import (
     Agent,
     Agents,
@@ -117,8 +116,6 @@ class World:
             effects=self.effects,
             at_most=looks,
             reset=self.renew,
-            # Where saves are left out behind the run's back, `context.durable()` would be told what is not so.
-            save_policy=SavePolicy(durability="sync"),
         )
 
 

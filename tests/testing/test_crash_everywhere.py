@@ -452,6 +452,28 @@ def test_a_key_that_comes_from_chance_is_found() -> None:
     )
 
 
+def test_a_run_that_waits_for_its_saves_is_never_ahead_of_them() -> None:
+    effects = Effects()
+
+    class Careful(Run[None, int, int]):
+        """Performs an effect that must not be forgotten once what leads to it is known."""
+
+        def begin(self, input: None) -> int:
+            return 0
+
+        def step(self, state: int) -> int | Done[int]:
+            if state == 3:
+                return Done(state)
+            if state == 1:
+                self.context.durable()
+                effects.perform("pay", key=self.context.idempotency_key)
+            return state + 1
+
+    report = crash_everywhere(lambda runtime: runtime.start(Careful, None, run_id="r"), runs=[Careful], effects=effects)
+    assert not any(point.saves.startswith("nothing after") for point in report.points)
+    assert {point.saves for point in report.points} == {"after each step", "as declared"}
+
+
 def test_a_run_that_ends_otherwise_each_time_cannot_be_compared() -> None:
     with pytest.raises(AssertionError, match="undisturbed the run does not do the same each time"):
         crash_everywhere(lambda runtime: runtime.start(Whimsical, "", run_id="r"), runs=[Factory(Whimsical, Effects())])
