@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypedDict, TypeVar, Unpack, overload
+
+import msgspec
 
 from executus.actors.agents.agent import UNLIMITED, Agent, AgentResult, Budget, Invocation, RunInfo, Skill, Task
 from executus.actors.agents.agent_run import AgentRun
@@ -196,8 +199,10 @@ class Agents:
             info = RunInfo.of(task, options["run_id"], self.ports.wall_s())
             options["save_policy"] = self.ports.save_policy(info, self._log)
         critic = self.ports.critic
-        if "stop_policy" not in options and critic is not None and critic.hard_deadline_s is not None:
-            options["stop_policy"] = StopPolicy(run_timeout_s=critic.hard_deadline_s)
+        if critic is not None and critic.hard_deadline_s is not None:
+            given_policy = options.get("stop_policy", StopPolicy())
+            run_timeout_s = min(critic.hard_deadline_s, given_policy.run_timeout_s or math.inf)
+            options["stop_policy"] = msgspec.structs.replace(given_policy, run_timeout_s=run_timeout_s)
         return _Order(run_class_of(task.agent), task, options)
 
     def _degraded(self, order: _Order, error: StartFailed) -> dict[str, Any]:

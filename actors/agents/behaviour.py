@@ -67,8 +67,13 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
         self._engine: Engine | None = None
 
     def resuming(self, state: S, /) -> None:
-        """Refuse what this code cannot go on with: the run is parked until code comes that can."""
-        self.ports.check(state.setup[0].task.agent)
+        """Refuse what this code cannot go on with: the run is parked until code comes that can.
+
+        From here on the audit can be told of its end, also if that comes before any callback.
+        """
+        setup = state.setup[0]
+        self.ports.check(setup.task.agent)
+        self.ports.live[setup.run_id] = RunInfo.of(setup.task, setup.run_id, setup.started_at_s)
 
     async def receive(self, state: S, message: Steer | FollowUp | ChildEnded | WaitExpired, /) -> S | Wait[S] | None:
         """Take in what is said, between steps; it reaches the model with the next request."""
@@ -112,15 +117,11 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
 
     def set_up(self, task: Task) -> Setup:
         """Check the task against what is here, and note what never changes. Raises InvalidAgent."""
+        context, started_at_s = self.context, self.ports.wall_s()
+        self.ports.live[context.run_id] = RunInfo.of(task, context.run_id, started_at_s)
         self.ports.check(task.agent)
         self.began_here = True
-        context = self.context
-        return Setup(
-            run_id=context.run_id,
-            task=task,
-            life=context.idempotency_key,
-            started_at_s=self.ports.wall_s(),
-        )
+        return Setup(run_id=context.run_id, task=task, life=context.idempotency_key, started_at_s=started_at_s)
 
     def engine(self, state: S) -> Engine:
         """This attempt's engine, made on first use."""

@@ -14,7 +14,7 @@ import msgspec
 from executus.actors.agents.agent import Agent, AgentResult, Budget, Invocation, RunInfo, Task
 from executus.actors.agents.budget import share
 from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, replace
-from executus.actors.agents.errors import BudgetExceeded
+from executus.actors.agents.errors import BudgetExceeded, InvalidAgent
 from executus.actors.agents.parts import NOTHING, ToolCall, ToolResult, Usage
 from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, Outcome, Quarantined, TimedOut
 from executus.stores import RunStatus
@@ -52,7 +52,7 @@ def plan(  # noqa: PLR0917 - facts, in the order in which they are asked
 ) -> Plan:
     """Which of these calls become children. Depth, fan-out and number are capped by the caller's limits."""
     limits = setup.task.agent.limits
-    wanted: list[tuple[ToolCall, Agent, str]] = []
+    wanted: list[tuple[ToolCall, Task]] = []
     refused: list[tuple[ToolCall, ToolResult]] = []
     for call in calls:
         agent = agent_named(call.name)
@@ -70,37 +70,37 @@ def plan(  # noqa: PLR0917 - facts, in the order in which they are asked
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 refused.append(_refuse(call, f"bad arguments: {error}. Expected: {{'prompt': 'what to do'}}"))
             else:
-                wanted.append((call, agent, asked.prompt))
+                try:
+                    wanted.append((call, _task(agent, asked.prompt, info)))
+                except InvalidAgent as error:  # its phases want inputs that no call gives
+                    refused.append(_refuse(call, f"not called: {error}"))
     budget = left
     if wanted:
         try:
             budget = share(left, len(wanted) + 1)  # the caller itself wants to go on afterwards
         except BudgetExceeded as error:
-            refused += [_refuse(call, f"not called: {error}") for call, _, _ in wanted]
+            refused += [_refuse(call, f"not called: {error}") for call, _ in wanted]
             wanted = []
     place = len(conversation.transcript)
     return Plan(
-        tuple(
-            (
-                call,
-                key_of(place, call),
-                Task(
-                    agent,
-                    Invocation(
-                        prompt=prompt,
-                        caller=info.caller,
-                        channel=info.channel,
-                        guild=info.guild,
-                        parent_run_id=info.run_id,
-                        root_run_id=info.root_run_id,
-                        depth=info.depth + 1,
-                    ),
-                    budget,
-                ),
-            )
-            for call, agent, prompt in wanted
-        ),
+        tuple((call, key_of(place, call), replace(task, budget=budget)) for call, task in wanted),
         tuple(refused),
+    )
+
+
+def _task(agent: Agent, prompt: str, info: RunInfo) -> Task:
+    """What a child is given, by whom its parent was asked. Raises InvalidAgent."""
+    return Task(
+        agent,
+        Invocation(
+            prompt=prompt,
+            caller=info.caller,
+            channel=info.channel,
+            guild=info.guild,
+            parent_run_id=info.run_id,
+            root_run_id=info.root_run_id,
+            depth=info.depth + 1,
+        ),
     )
 
 

@@ -94,6 +94,7 @@ class Engine:
         """Whether anything of this run is stored; known once it has wanted to wait for that."""
         self._armed = ""
         self._restart_ordered = False
+        self._counted = (0, 0, 0)
         self._since_s = ports.monotonic_s()
 
     @property
@@ -168,13 +169,13 @@ class Engine:
         conversation = heard(conversation)
         tier = self.ports.tiers[persona.tier]
         tools = self.ports.specs(persona.tools, persona.palette)
-        part = conversation.part
-        wanted = estimate_tokens(part, persona.system, tools)
-        self._check(conversation, Amount(tokens=wanted, steps=1, usd=wanted * tier.usd_in / 1e6))
-        messages = part
+        messages, fixed = conversation.part, estimate_tokens((), persona.system, tools)
+        wanted = fixed + self._part_tokens(conversation)
         compactor = self.ports.compactor
         if compactor is not None and wanted > (limit := int(tier.context_tokens * compactor.threshold)):
-            messages = await self._shortened(part, max(0, limit - estimate_tokens((), persona.system, tools)))
+            messages = await self._shortened(conversation, max(0, limit - fixed), persona.phase)
+            wanted = fixed + estimate_tokens(messages)
+        self._check(conversation, Amount(tokens=wanted, steps=1, usd=wanted * tier.usd_in / 1e6))
         request = ModelRequest(
             system=persona.system, messages=messages, tools=tools, info=self.info, step=conversation.steps
         )
@@ -223,14 +224,26 @@ class Engine:
             reply = tier.model.request(request)
         return checked_reply(await reply if inspect.isawaitable(reply) else reply)
 
-    async def _shortened(self, part: tuple[Message, ...], limit_tokens: int) -> tuple[Message, ...]:
+    def _part_tokens(self, conversation: Conversation) -> int:
+        """Of the transcript of this phase. What was counted before is not counted again."""
+        since, counted, tokens = self._counted
+        if since != conversation.since or counted > len(conversation.transcript):
+            counted, tokens = conversation.since, 0
+        tokens += estimate_tokens(conversation.transcript[counted:])
+        self._counted = (conversation.since, len(conversation.transcript), tokens)
+        return tokens
+
+    async def _shortened(self, conversation: Conversation, limit_tokens: int, phase: str) -> tuple[Message, ...]:
         """What the model is shown of a part that is too long. A compactor that fails leaves nothing out."""
-        compactor = self.ports.compactor
+        compactor, part = self.ports.compactor, conversation.part
         assert compactor is not None
         try:
             made = compactor.compact(part, limit_tokens, self.info)
-            messages = made if isinstance(made, tuple) else await made
-            found = problems(messages)
+            # It may ask a model, and so the critic looks at it as at one.
+            messages = made if isinstance(made, tuple) else await self.watched("model", made, conversation, phase)
+            found = problems(messages) if messages else ["it is empty"]
+        except CriticRestart:
+            raise
         except Exception:
             self.context.log.warning("the compactor raised; the model sees all of it", exc_info=True)
             return part
@@ -243,7 +256,7 @@ class Engine:
 
     async def _answer(self, conversation: Conversation, persona: Persona) -> Conversation:
         """Answer the next group of open calls."""
-        calls = groups(conversation.open_calls, self.ports.tools)[0]
+        calls = next(groups(conversation.open_calls, self.ports.tools))
         match kind_of(calls[0], self.ports.tools):
             case "palette":
                 return await self._delegate(conversation, persona, calls)
@@ -427,8 +440,8 @@ class Engine:
         """Whether children are under way, or may be: they were called, and the process died before that was saved."""
         if conversation.delegations or conversation.early:
             return True
-        calls = groups(conversation.open_calls, self.ports.tools)
-        return bool(calls) and kind_of(calls[0][0], self.ports.tools) == "palette"
+        calls = next(groups(conversation.open_calls, self.ports.tools), None)
+        return calls is not None and kind_of(calls[0], self.ports.tools) == "palette"
 
     def waiting_s(self, conversation: Conversation) -> float | None:
         """How long to wait for children at most; None without end."""

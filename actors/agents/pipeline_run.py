@@ -49,7 +49,6 @@ class PipelineRun(Behaviour[PipelineState]):
 
     def resuming(self, state: PipelineState, /) -> None:
         """Besides what every agent's run needs: what is completed must be the first of the agent's phases."""
-        super().resuming(state)
         agent = state.setup[0].task.agent
         completed = [one.name for one in state.completed]
         if completed != [phase.name for phase in agent.phases[: len(completed)]]:
@@ -57,6 +56,7 @@ class PipelineRun(Behaviour[PipelineState]):
                 f"agent {agent.id!r}: completed are the phases {', '.join(completed)}, which are not the first of its "
                 f"phases {', '.join(phase.name for phase in agent.phases)}"
             )
+        super().resuming(state)
 
     async def begin(self, task: Task, /) -> PipelineState:
         """The first state, before the first phase. Raises InvalidAgent."""

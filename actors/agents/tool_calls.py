@@ -30,6 +30,8 @@ Kind = Literal["palette", "unsafe", "other"]
 NOTHING_RETURNED: Final = "ok"
 """The result of a tool that returns None: providers do not all take an empty one."""
 MAX_ERRORS_SHOWN: Final = 10
+MAX_TOGETHER: Final = 16
+"""Calls of tools that one callback makes."""
 
 
 def effect_after_interruption(effect: Effect) -> Literal["run_again", "unknown"]:
@@ -73,15 +75,15 @@ def kind_of(call: ToolCall, toolbox: Toolbox) -> Kind:
     return "unsafe" if call.name in toolbox and toolbox[call.name].effect == "unsafe" else "other"
 
 
-def groups(calls: Sequence[ToolCall], toolbox: Toolbox) -> list[tuple[ToolCall, ...]]:
-    """Calls in their order, cut into what one callback does: an unsafe one alone, else as many of a kind as follow."""
-    found: list[tuple[ToolCall, ...]] = []
+def groups(calls: Sequence[ToolCall], toolbox: Toolbox) -> Iterator[tuple[ToolCall, ...]]:
+    """Calls in their order, cut into what one callback does: an unsafe one alone, else as many of a kind as follow.
+
+    Of tools at most `MAX_TOGETHER`: between two groups a snapshot falls, and limits are looked at.
+    """
+    most = {"unsafe": 1, "palette": len(calls), "other": MAX_TOGETHER}
     for kind, of_a_kind in itertools.groupby(calls, lambda call: kind_of(call, toolbox)):
-        if kind == "unsafe":
-            found.extend((call,) for call in of_a_kind)
-        else:
-            found.append(tuple(of_a_kind))
-    return found
+        while group := tuple(itertools.islice(of_a_kind, most[kind])):
+            yield group
 
 
 async def run_group(

@@ -301,3 +301,30 @@ def test_what_is_ordered_while_a_function_runs_is_taken_in_with_its_end() -> Non
         assert [type(one).__name__ for one in it.trail.entries if isinstance(one, Nudged | Extended | PhaseEnded)] == [
             "Extended", "Nudged", "PhaseEnded", "PhaseEnded",
         ]  # fmt: skip
+
+
+def test_a_compactor_that_hangs_is_watched_as_a_model_is() -> None:
+    class Hangs:
+        threshold = 0.000_001
+
+        async def compact(self, *given: object) -> Any:
+            await asyncio.Event().wait()
+
+    restarts = Told(lambda watch: RestartRun("hangs") if watch.zone == "model" and not watch.memo.restarts else None)
+    model = ScriptedModel([say("done")])
+    with house(model, critic=restarts, compactor=Hangs()) as it:
+        handle = it.start(stop_policy=StopPolicy(grace_s=0.1))
+        wait_until(lambda: [watch for watch in restarts.watched if watch.attempt == 2], 10)
+        assert len(it.trail.of(RestartOrdered)) == 1
+        assert model.requests == ()
+        handle.kill("enough", timeout_s=10)
+
+
+def test_the_hard_deadline_binds_a_run_with_a_stop_policy_of_its_own() -> None:
+    model = Watched([say("never")])
+    with house(model, critic=Told(lambda watch: None, hard_deadline_s=0.1)) as it, model.held_at(0):
+        for run_id, policy in (("a", StopPolicy(grace_s=0.1)), ("b", StopPolicy(grace_s=0.1, run_timeout_s=600))):
+            assert it.start(run_id=run_id, stop_policy=policy).outcome(10) == TimedOut()
+    with house(model, critic=Told(lambda watch: None, hard_deadline_s=600)) as it, model.held_at(0):
+        policy = StopPolicy(grace_s=0.1, run_timeout_s=0.1)
+        assert it.start(stop_policy=policy).outcome(10) == TimedOut()

@@ -235,6 +235,16 @@ def test_steers_reach_a_parent_that_waits_for_its_children_when_they_are_back() 
         assert problems(result.transcript) == []
 
 
+def test_an_agent_whose_phases_want_inputs_that_no_call_gives_is_an_error_that_the_model_reads() -> None:
+    child = Agent(id="child", tier="child", phases=(Phase(name="one", prompt="About ${topic}"),))
+    script = [call("agent__child", prompt="x"), say("I see.")]
+    with house(script, parent(palette=("agent__child",)), child, models={"child": ScriptedModel([])}) as it:
+        result = it.start().result(10)
+        assert result.output == "I see."
+        assert "not called" in results(result)[0].text
+        assert "${topic}" in results(result)[0].text
+
+
 # --- over a resume
 
 

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 
 from executus.actors import RunStatus, StopPolicy
-from executus.actors.agents.agent import Budget, Invocation, Limits
+from executus.actors.agents.agent import Agent, Budget, Invocation, Limits, Phase
 from executus.actors.agents.audit import RunConcluded
+from executus.actors.agents.budget import estimate_tokens
 from executus.actors.agents.critic import KillRun, Watch
 from executus.actors.agents.errors import FatalModelError, ModelError
-from executus.actors.agents.scripted import call, fail, say
+from executus.actors.agents.model import ModelReply, Tier
+from executus.actors.agents.parts import Message, ToolCall, assistant
+from executus.actors.agents.scripted import ScriptedModel, call, fail, say
+from executus.actors.agents.shortening import Shortening
 from executus.actors.agents.steering import FollowUp, Steer
 from executus.actors.agents.tool import tool
+from executus.actors.agents.tool_calls import MAX_TOGETHER
 from executus.actors.outcomes import Cancelled, Completed, Failed, Killed, TimedOut
 from executus.stores import MemoryStore, StoreUnavailable
-from tests.agents.house import House, Traces, Watched, house, worker
+from tests.agents.house import House, Traces, Trail, Watched, house, worker
 from tests.waiting import wait_until
 
 STEPS = [call("look", what="a"), call("look", what="b"), say("done")]
@@ -277,3 +282,60 @@ def test_an_answer_that_took_more_than_was_left_is_an_answer(budget: Budget) -> 
     with house([say("The answer.").using(300, 300).after(0.1)], worker(budget=budget)) as it:
         result = it.start().result(10)
         assert (result.output, result.status) == ("The answer.", "completed")
+
+
+def test_what_the_model_is_shown_counts_against_the_budget_and_not_what_a_compactor_left_out() -> None:
+    script = [*(call("look", what=str(at) * 20_000).using(10, 10) for at in range(4)), say("done").using(10, 10)]
+    with house(script, worker(budget=Budget(tokens=15_000)), compactor=Shortening(threshold=0.05)) as it:
+        assert it.start().result(10).output == "done"
+
+
+def test_a_compactor_is_asked_when_the_conversation_is_too_long_and_only_then() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Counts:
+        threshold = 0.5
+
+        def compact(self, messages: tuple[Message, ...], limit_tokens: int, info: object) -> tuple[Message, ...]:
+            seen.append((len(messages), estimate_tokens(messages)))
+            assert seen[-1][1] > limit_tokens
+            return messages
+
+    model = ScriptedModel(
+        lambda request: call("look", what=str(request.step) * 400) if request.step < 8 else say("y" * 4_000)
+    )
+    phases = (Phase(name="a"), Phase(name="b", prompt="Now ${a}"))
+    agent = worker(tools=("look",), phases=phases)
+    tier = Tier(model=model, context_tokens=2_000)
+    with house((), agent, models={"default": tier}, compactor=Counts()) as it:
+        it.start().result(10)
+    fixed = estimate_tokens((), "", model.requests[0].tools)
+    shown = [(len(request.messages), estimate_tokens(request.messages)) for request in model.requests]
+    assert seen == [one for one in shown if fixed + one[1] > 1_000]
+    assert 0 < len(seen) < len(shown) == 18
+
+
+def test_the_same_call_ten_thousand_times_in_one_message_is_not_made_so_often() -> None:
+    calls = [ToolCall(str(at), "look", '{"what": "a"}') for at in range(10_000)]
+    with house([ModelReply(assistant(*calls))]) as it:
+        outcome = it.start().outcome(20)
+        assert isinstance(outcome, Failed)
+        assert outcome.error.type.endswith("RepeatedCall")
+        assert 5 <= it.traces.count("a") <= MAX_TOGETHER
+
+
+def test_the_end_of_a_run_that_only_waited_since_it_was_resumed_is_told_to_the_audit(store_path: Path) -> None:
+    child = Watched([say("here")])
+    agents = (worker(palette=("agent__child",)), Agent(id="child", tier="child"))
+    trail = Trail()
+    given: dict[str, Any] = {"models": {"child": child}, "store": store_path, "trail": trail}
+    script = [call("agent__child", prompt="x"), say("done")]
+    with house(script, *agents, **given) as it, child.held_at(0) as held:
+        it.start(stop_policy=StopPolicy(grace_s=0.05))
+        held.wait()
+        it.runtime.drain(5)
+    with child.held_at(0) as held, house(script, *agents, **given) as it:
+        held.wait()
+        it.runtime.get("r").kill("enough", timeout_s=10)
+        told = lambda: [one.status for one in trail.of(RunConcluded) if one.info.run_id == "r"]  # noqa: E731
+        wait_until(lambda: told() == ["suspended", "killed"], 10)
