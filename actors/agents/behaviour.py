@@ -13,7 +13,7 @@ from executus.actors.agents.engine import Engine
 from executus.actors.agents.errors import FATAL
 from executus.actors.agents.parts import Message, Usage
 from executus.actors.agents.ports import Ports
-from executus.actors.agents.steering import FollowUp, Steer
+from executus.actors.agents.steering import FollowUp, Steer, checked_message
 from executus.actors.journal import Journal
 from executus.actors.policies import RestartPolicy
 from executus.actors.run import ChildEnded, Done, Run, Wait, WaitExpired
@@ -80,12 +80,20 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
         engine = self.engine(state)
         conversation = engine.timed(state.conversation)
         match message:
-            case Steer():
+            case Steer() | FollowUp():
+                try:
+                    words = checked_message(message, MAX_VALUE_BYTES)
+                except Exception:
+                    # Told, and not looked at until now. In the state it would keep the run from ever being saved.
+                    self.context.log.warning(
+                        "a message is passed over: it is empty, or no state can hold it", exc_info=True
+                    )
+                    return None
                 engine.record(Steered(**engine.at(), count=1))
-                conversation = said(conversation, (message.message,))
-            case FollowUp():
-                engine.record(Steered(**engine.at(), count=1))
-                conversation = replace(conversation, follow_ups=(*conversation.follow_ups, message.message))
+                if isinstance(message, Steer):
+                    conversation = said(conversation, (words,))
+                else:
+                    conversation = replace(conversation, follow_ups=(*conversation.follow_ups, words))
             case ChildEnded():
                 conversation = engine.child_ended(conversation, message)
             case WaitExpired():

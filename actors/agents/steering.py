@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from executus.actors.agents.parts import Image, Message, user
@@ -29,3 +31,17 @@ class FollowUp(msgspec.Struct, frozen=True, tag="follow_up"):
     def message(self) -> Message:
         """As the model will see it."""
         return user(self.text, self.images, origin="follow_up")
+
+
+_decoder: Final = msgspec.msgpack.Decoder(Message)
+
+
+def checked_message(said: Steer | FollowUp, max_bytes: int) -> Message:
+    """As the model will see it. Raises for what no state can hold, of the wrong types or too large, and for nothing."""
+    message = said.message
+    if not message.parts:
+        raise ValueError("it holds neither words nor images")
+    data = msgspec.msgpack.encode(message)
+    if len(data) > max_bytes:
+        raise ValueError(f"it takes {len(data)} bytes, the most is {max_bytes}")
+    return _decoder.decode(data)

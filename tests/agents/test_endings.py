@@ -339,3 +339,22 @@ def test_the_end_of_a_run_that_only_waited_since_it_was_resumed_is_told_to_the_a
         it.runtime.get("r").kill("enough", timeout_s=10)
         told = lambda: [one.status for one in trail.of(RunConcluded) if one.info.run_id == "r"]  # noqa: E731
         wait_until(lambda: told() == ["suspended", "killed"], 10)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [Steer(3), FollowUp(3), Steer(), Steer(images=("x",)), Steer("x" * 17_000_000)],
+    ids=lambda told: repr(told)[:20],  # type: ignore[arg-type]
+)
+def test_what_is_told_and_no_state_can_hold_is_passed_over(told: Steer | FollowUp) -> None:
+    model = Watched([call("launch", what="a"), say("done")])
+    with house(model) as it, model.held_at(0) as held:
+        handle = it.start()
+        held.wait()
+        handle.tell(told)
+        handle.tell(Steer("a\ud800"))
+        held.let_go()
+        result = handle.result(10)
+        assert [message.text for message in result.transcript if message.origin == "steer"] == ["a\\ud800"]
+        assert handle.status().attempt == 1
+        assert it.traces.count("a") == 1
