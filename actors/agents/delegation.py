@@ -6,12 +6,13 @@ Pure.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
 import msgspec
 
-from executus.actors.agents.agent import Agent, AgentResult, Budget, Invocation, RunInfo, Task
+from executus.actors.agents.agent import AGENT, SKILL, Agent, AgentResult, Budget, Invocation, RunInfo, Task
 from executus.actors.agents.budget import share
 from executus.actors.agents.conversation import Conversation, Delegation, Setup, all_of, replace
 from executus.actors.agents.errors import BudgetExceeded, InvalidAgent
@@ -54,13 +55,14 @@ def plan(  # noqa: PLR0917 - facts, in the order in which they are asked
     limits = setup.task.agent.limits
     wanted: list[tuple[ToolCall, Task]] = []
     refused: list[tuple[ToolCall, ToolResult]] = []
+    earlier = _earlier(calls[0], conversation)
     for call in calls:
         agent = agent_named(call.name)
         if agent is None:
             refused.append(_refuse(call, f"there is no {call.name!r} to call"))
         elif info.depth >= limits.depth:
             refused.append(_refuse(call, f"not called: {limits.depth} agents deep is the most"))
-        elif len(wanted) >= limits.fan_out:
+        elif earlier + len(wanted) >= limits.fan_out:
             refused.append(_refuse(call, f"not called: {limits.fan_out} calls of agents in one message are the most"))
         elif conversation.children + len(wanted) >= limits.children:
             refused.append(_refuse(call, f"not called: {limits.children} calls of agents in one run are the most"))
@@ -86,6 +88,13 @@ def plan(  # noqa: PLR0917 - facts, in the order in which they are asked
         tuple((call, key_of(place, call), replace(task, budget=budget)) for call, task in wanted),
         tuple(refused),
     )
+
+
+def _earlier(first: ToolCall, conversation: Conversation) -> int:
+    """How many calls of agents and skills stand before this one in its message, with calls of tools between."""
+    asking = next(message for message in reversed(conversation.transcript) if message.role == "assistant")
+    before = itertools.takewhile(lambda call: call.id != first.id, asking.calls)
+    return sum(call.name.startswith((AGENT, SKILL)) for call in before)
 
 
 def _task(agent: Agent, prompt: str, info: RunInfo) -> Task:

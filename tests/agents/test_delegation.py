@@ -146,6 +146,15 @@ def test_fan_out_and_depth_are_capped() -> None:
         answers = results(it.start().result(10))
         assert [one.text for one in answers[:3]] == ["!"] * 3
         assert all("3 calls of agents in one message are the most" in one.text for one in answers[3:])
+    apart = many + call("look", what="a") + call("agent__child", prompt="one more")
+    with house(
+        [apart, say("done")],
+        parent(limits=limits, palette=("agent__child",)),
+        CHILD,
+        models={"child": ScriptedModel([say("!")])},
+    ) as it:
+        it.start().result(10)
+        assert len([view for view in it.runtime.runs() if view.parent_run_id == "r"]) == 3, "a tool's call between them"
     itself = worker(palette=("agent__worker",), limits=Limits(depth=2))
     deep = ScriptedModel([call("agent__worker", prompt="deeper"), say("up")])
     with house(deep, itself) as it:
