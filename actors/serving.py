@@ -36,6 +36,21 @@ _serving: Final[set[int]] = set()
 """This process's id while one of its runtimes serves. Not a flag: a fork inherits it, and may serve by itself."""
 
 
+_given_back: Final[list[Callable[[], None]]] = []
+"""What gives a process's signals back that is serving. A forked child does it at once: nobody listens there, a handler
+of Python's may be heard late where another thread than the main one has forked, and the loop's handlers write into a
+pipe whose other end is the parent's."""
+
+
+def _forked() -> None:
+    while _given_back:
+        _given_back.pop()()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Fact(enum.Enum):
     """What the runtime reports to whoever serves it."""
 
@@ -180,41 +195,49 @@ def _the_one() -> Generator[None, None, None]:
 @contextlib.contextmanager
 def _signals_to(post: Post) -> Generator[None, None, None]:
     """Handlers of this process; what was there before comes back."""
-    pid = os.getpid()
-    previous: dict[int, Any] = {}
 
     def hear(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() == pid:
-            post(signal.Signals(number))
-            return
-        # A forked child inherits handlers, and nobody listens there: it does what it would have done without serve().
-        signal.signal(number, previous[number])
-        signal.raise_signal(number)
+        post(signal.Signals(number))
 
-    try:
+    with _kept() as previous:
         for number in SIGNALS:
             previous[number] = _handler_of(number)
             signal.signal(number, hear)
         yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager
 def _loop_signals_to(post: Post, loop: asyncio.AbstractEventLoop) -> Generator[None, None, None]:
     """The loop's own handlers; what Python had before comes back, what the loop had is gone."""
-    previous: dict[int, Any] = {}
-    try:
+    with _kept(loop) as previous:
         for number in SIGNALS:
             loop.remove_signal_handler(number)  # what it leaves behind is what can be put back
             previous[number] = _handler_of(number)
             loop.add_signal_handler(number, post, number)
         yield
+
+
+@contextlib.contextmanager
+def _kept(loop: asyncio.AbstractEventLoop | None = None) -> Generator[dict[int, Any], None, None]:
+    """Handlers that come back: those filled in, at the end of the block, and in a child that is forked meanwhile."""
+    previous: dict[int, Any] = {}
+
+    def in_child() -> None:
+        if loop is not None:
+            signal.set_wakeup_fd(-1)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    _given_back.append(in_child)
+    try:
+        yield previous
     finally:
-        for signum, handler in previous.items():
-            loop.remove_signal_handler(signum)
-            signal.signal(signum, handler)
+        if in_child in _given_back:  # not where the block is left by a forked child
+            _given_back.remove(in_child)
+        for number, handler in previous.items():
+            if loop is not None:
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _handler_of(number: int) -> Any:

@@ -124,8 +124,9 @@ def test_what_keeps_a_forced_process_from_its_exit_dies_of_a_third_signal(store_
     assert stored(store_path) == suspended("shrug")
 
 
-def test_a_forked_child_of_a_serving_process_dies_of_sigterm_as_any_other(store_path: Path) -> None:
-    with serving(store_path, "thread", "wait") as daemon:
+@pytest.mark.parametrize("face", FACES)
+def test_a_forked_child_of_a_serving_process_dies_of_sigterm_as_any_other(face: str, store_path: Path) -> None:
+    with serving(store_path, face, "wait") as daemon:
         assert daemon.do("fork") == signal.SIGTERM
         assert daemon.events("RuntimeDraining") == []
         daemon.process.send_signal(signal.SIGTERM)
