@@ -135,7 +135,7 @@ class AttemptContext:
         self.heartbeat()
         inc = self._incarnation
         inc.progress = Progress(done, total, note)
-        if self._env.events.listened:
+        if self._env.events.is_heard(RunProgressed):
             self._env.emit(RunProgressed, inc, done=done, total=total, note=note)
 
     def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:

@@ -325,7 +325,7 @@ class StoreActor(Actor):
                 self._env.events.emit(RunFencedOff(**_about(slot)))
 
     def _emit_saved(self, slot: SaveSlot, seq: int) -> None:
-        if self._env.events.listened:
+        if self._env.events.is_heard(SnapshotSaved):
             self._env.events.emit(SnapshotSaved(**_about(slot), seq=seq))
 
     def _reject(self, slot: SaveSlot, published: Published, error: SaveRejected | StoreError) -> None:

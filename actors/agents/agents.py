@@ -168,7 +168,7 @@ class Agents:
             if runtime in self._attached:
                 return
             self._attached.add(runtime)
-        runtime.events.subscribe(self._heard)
+        runtime.events.subscribe(self._heard, only=RunSettled)
 
     def _heard(self, event: Event) -> None:
         if not isinstance(event, RunSettled):

@@ -26,6 +26,7 @@ from executus.actors.events import (
     RuntimeDraining,
     RuntimeOpened,
     SnapshotSaved,
+    StoreFilling,
     default_logger,
     log_events,
     severity,
@@ -88,15 +89,30 @@ def test_events_can_be_encoded_as_they_are() -> None:
 def test_a_subscriber_hears_everything_from_now_on_until_it_is_unsubscribed() -> None:
     bus, heard = EventBus(), list[Event]()
     bus.emit(OPENED)
-    assert not bus.listened
+    assert not bus.is_heard(RuntimeOpened)
     unsubscribe = bus.subscribe(heard.append)
     bus.emit(OPENED)
-    assert bus.listened
+    assert bus.is_heard(RuntimeOpened)
     unsubscribe()
     unsubscribe()
     bus.emit(OPENED)
     assert heard == [OPENED]
-    assert not bus.listened
+    assert not bus.is_heard(RuntimeOpened)
+
+
+def test_a_subscriber_of_some_kinds_hears_those_alone() -> None:
+    bus, heard = EventBus(), list[Event]()
+    closed = RuntimeClosed(escalated=None)
+    bus.subscribe(heard.append, only=RuntimeOpened)
+    unsubscribe = bus.subscribe(heard.append, only=(RuntimeClosed, RunEvent))
+    bus.emit(OPENED)
+    bus.emit(closed)
+    assert heard == [OPENED, closed]
+    assert bus.is_heard(RunProgressed)
+    assert not bus.is_heard(StoreFilling)
+    unsubscribe()
+    assert not bus.is_heard(RunProgressed)
+    assert bus.is_heard(RuntimeOpened)
 
 
 def test_a_subscriber_may_subscribe_and_unsubscribe_while_it_is_called() -> None:
