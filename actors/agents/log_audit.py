@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any, Final, Literal, assert_never
+
+import structlog
 
 from executus.actors.agents.agent import RunInfo
 from executus.actors.agents.audit import (
@@ -29,6 +33,7 @@ from executus.actors.outcomes import escape
 
 Level = Literal["debug", "info", "warning"]
 
+_NUMBERS: Final[dict[Level, int]] = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 MAX_CHARS: Final = 200
 """Of a text in a line."""
 
@@ -46,12 +51,29 @@ class LogAudit:
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = logger
+        self._takes: Callable[[int], bool] = _takes_all
 
     def record(self, entry: AuditEntry, /) -> None:
-        """Write it."""
+        """Write it, or do not even make the line where the default logger takes none of that level."""
         if self._logger is None:
-            self._logger = default_logger()  # twice, where two threads come at once: both are good
-        getattr(self._logger, level_of(entry))(type(entry).__name__, **fields_of(entry))
+            logger = default_logger()
+            self._takes = _taker(logger)
+            self._logger = logger  # twice, where two threads come at once: both are good
+        level = level_of(entry)
+        if self._takes(_NUMBERS[level]):
+            getattr(self._logger, level)(type(entry).__name__, **fields_of(entry))
+
+
+def _takes_all(_level: int, /) -> bool:
+    return True
+
+
+def _taker(logger: Any) -> Callable[[int], bool]:
+    """Which levels the default logger takes, as far as it can be asked; see `default_logger`."""
+    if not structlog.is_configured():
+        return logging.getLogger("executus").isEnabledFor
+    bound = logger.bind()
+    return bound.is_enabled_for if hasattr(type(bound), "is_enabled_for") else _takes_all
 
 
 def level_of(entry: AuditEntry) -> Level:

@@ -8,6 +8,7 @@ import pytest
 import structlog
 from structlog.testing import CapturingLogger
 
+from executus.actors.agents import log_audit
 from executus.actors.agents.audit import (
     Audit,
     ChildSettled,
@@ -18,8 +19,11 @@ from executus.actors.agents.audit import (
     RunConcluded,
     ToolAnswered,
 )
-from executus.actors.agents.log_audit import MAX_CHARS, LogAudit
+from executus.actors.agents.log_audit import MAX_CHARS, LogAudit, fields_of, level_of
 from tests.agents.entries import ENTRIES, OF
+
+STEP = ENTRIES[2]
+"""Of level debug."""
 
 
 def logged(*entries) -> list[tuple[str, str, dict]]:
@@ -101,6 +105,55 @@ def test_unconfigured_it_speaks_as_executus_and_configures_nothing(caplog: pytes
     assert not structlog.is_configured()
     assert logging.getLogger().handlers == handlers
     assert logging.getLogger("executus").level == level
+
+
+def made_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The entries of which a line was made, whether or not anybody took it."""
+    made: list[str] = []
+
+    def noted(entry):
+        made.append(type(entry).__name__)
+        return fields_of(entry)
+
+    monkeypatch.setattr(log_audit, "fields_of", noted)
+    return made
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING])
+def test_a_line_that_the_default_logger_would_drop_is_not_made(level, caplog, monkeypatch) -> None:
+    made = made_lines(monkeypatch)
+    with caplog.at_level(level, logger="executus"):
+        audit = LogAudit()
+        for entry in ENTRIES:
+            audit.record(entry)
+    assert made == [type(entry).__name__ for entry in ENTRIES if getattr(logging, level_of(entry).upper()) >= level]
+    assert len(caplog.records) == len(made)
+
+
+def test_a_level_that_changes_later_counts_from_then_on(caplog) -> None:
+    audit = LogAudit()
+    with caplog.at_level(logging.INFO, logger="executus"):
+        audit.record(STEP)
+    with caplog.at_level(logging.DEBUG, logger="executus"):
+        audit.record(STEP)
+    assert len(caplog.records) == 1
+
+
+def test_a_line_that_a_configured_structlog_would_drop_is_not_made(monkeypatch) -> None:
+    made, sink = made_lines(monkeypatch), CapturingLogger()
+    structlog.configure(
+        processors=[lambda _logger, _method, entry: ((entry["event"],), {})],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_args: sink,
+    )
+    try:
+        audit = LogAudit()
+        for entry in ENTRIES:
+            audit.record(entry)
+    finally:
+        structlog.reset_defaults()
+    assert made == [type(entry).__name__ for entry in ENTRIES if level_of(entry) != "debug"]
+    assert [call.args[0] for call in sink.calls] == made
 
 
 def test_a_structlog_configured_before_the_first_entry_is_used() -> None:
