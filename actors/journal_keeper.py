@@ -27,6 +27,7 @@ MAX_PIECES: Final = 16
 """A journal in more pieces (each restart from the store and each branch begins one) is written anew as one."""
 MAX_ITEM_BYTES: Final = MAX_RECORD_BYTES - 65_536
 _FIXARRAY_MAX: Final = 15
+_plain = msgspec.msgpack.Encoder(order="deterministic")
 _ARRAY16_MAX: Final = 0xFFFF
 
 _AnyLog = Log[Any]
@@ -70,10 +71,11 @@ class _Kept:
         return self.layout[-1].end if self.layout else 0
 
     def plan(self, end: int, draw: Callable[[], Base]) -> _Plan:
-        if end < self.stored:
+        stored = self.stored
+        if end < stored:
             self.layout, self.blobs = _cut(self.layout, end), tuple(one for one in self.blobs if one[0] < end)
             self.base, self.small = None, ()
-        stored = self.stored
+            stored = self.stored
         if end == stored:
             return _Plan(self.layout, self.small, self.blobs)
         base, small = self.base, self.small
@@ -82,12 +84,16 @@ class _Kept:
         gathers = len(small) >= GATHER_ROWS - 1
         start = small[0] if gathers else stored
         rows, found = _rows(self.log.items[start:end], start)
-        blobs = (*(one for one in self.blobs if one[0] < start), *found)
-        written = {position for position, _, _ in rows}
-        replaced = tuple(position for position in small if position not in written) if gathers else ()
+        blobs = (*[one for one in self.blobs if one[0] < start], *found) if self.blobs or found else ()
+        replaced: tuple[int, ...] = ()
+        if gathers:
+            written = {position for position, _, _ in rows}
+            replaced = tuple(position for position in small if position not in written)
         chunks = tuple(
-            Chunk(base=base, position=position, count=number, items=items, replaces=() if at else replaced)
-            for at, (position, number, items) in enumerate(rows)
+            [
+                Chunk(base=base, position=position, count=number, items=items, replaces=() if at else replaced)
+                for at, (position, number, items) in enumerate(rows)
+            ]
         )
         if self.layout and self.layout[-1].base == base:
             layout = (*self.layout[:-1], Piece(base, self.layout[-1].first, end))
@@ -128,35 +134,43 @@ class JournalKeeper:
         account. Says the same again for the same journals until `confirm`. Raises SaveRejected.
         """
 
+        plans: dict[_Key, _Plan] = {}
+        kept: dict[_Key, _Kept] = {}
+        places = self._planned(journals, epoch, kept, plans)
+        held = {
+            blob: journal_of_blob(blob)
+            for key, length in places
+            for position, blob in plans[key].blobs
+            if position < length
+        }
+        if held:
+            places += self._planned(held.values(), epoch, kept, plans)
+        self._kept, self._pending = kept, (seq, plans)
+        layouts = tuple([_cut(plans[key].layout, length) for key, length in places])
+        return layouts, tuple([chunk for plan in plans.values() for chunk in plan.chunks])
+
+    def _planned(
+        self, journals: Iterable[Journal[Any]], epoch: int, kept: dict[_Key, _Kept], plans: dict[_Key, _Plan]
+    ) -> list[tuple[_Key, int]]:
+        """Plan each log as far as the longest of its journals goes; the key of each journal's log, and its length."""
+
         def draw() -> Base:
             self._number += 1
             return Base(epoch, self._number)
 
-        plans: dict[_Key, _Plan] = {}
-        kept: dict[_Key, _Kept] = {}
-
-        def plan(all_of: Sequence[Journal[Any]]) -> None:
-            ends: dict[_Key, tuple[_AnyLog, int]] = {}
-            for journal in all_of:
-                log = log_of(journal)
-                ends[_key(log)] = (log, max(len(journal), ends.get(_key(log), (log, 0))[1]))
-            for key, (log, end) in ends.items():
-                if key not in plans:
-                    kept[key] = self._kept.get(key) or self._adopted(log, end)
-                    plans[key] = kept[key].plan(end, draw)
-
-        plan(journals)
-        held = {
-            blob: journal_of_blob(blob)
-            for journal in journals
-            for position, blob in plans[_key(log_of(journal))].blobs
-            if position < len(journal)
-        }
-        blobs = tuple(held.values())
-        plan(blobs)
-        self._kept, self._pending = kept, (seq, plans)
-        layouts = tuple(_cut(plans[_key(log_of(one))].layout, len(one)) for one in (*journals, *blobs))
-        return layouts, tuple(chunk for plan in plans.values() for chunk in plan.chunks)
+        places: list[tuple[_Key, int]] = []
+        ends: dict[_Key, tuple[_AnyLog, int]] = {}
+        for journal in journals:
+            log, length = log_of(journal), len(journal)
+            key = _key(log)
+            places.append((key, length))
+            if key not in ends or ends[key][1] < length:
+                ends[key] = (log, length)
+        for key, (log, end) in ends.items():
+            if key not in plans:
+                one = kept[key] = self._kept.get(key) or self._adopted(log, end)
+                plans[key] = one.plan(end, draw)
+        return places
 
     def confirm(self, seq: int) -> None:
         """The snapshot `seq` is committed. If it was not laid out last, its rows will be written again."""
@@ -200,6 +214,8 @@ def _common(one: list[Any], other: list[Any], most: int) -> int:
 
 def _cut(layout: Layout, end: int) -> Layout:
     """A layout up to `end`."""
+    if not layout or layout[-1].end <= end:
+        return layout
     return tuple(
         piece if piece.end <= end else Piece(piece.base, piece.first, end) for piece in layout if piece.first < end
     )
@@ -219,11 +235,10 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
             raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
         return encoded_blob(value, larger)
 
-    encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=encode_blob).encode
     parts: list[bytes] = []
     size = 0
     for at, item in enumerate(items, position):
-        data = _encoded(encode, item, at)
+        data = _encoded(item, at, encode_blob)
         if larger:
             blobs += [(at, blob) for blob in larger]
             larger.clear()
@@ -237,9 +252,12 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
     return rows, blobs
 
 
-def _encoded(encode: Callable[[object], bytes], item: object, at: int) -> bytes:
+def _encoded(item: object, at: int, encode_blob: Callable[[object], object]) -> bytes:
     try:
-        data = encode(item)
+        try:
+            data = _plain.encode(item)
+        except TypeError:  # there is a blob in it, or something that cannot be stored
+            data = msgspec.msgpack.Encoder(order="deterministic", enc_hook=encode_blob).encode(item)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SaveRejected(f"item {at} of a journal cannot be encoded: {safe_text(error)}") from error
     if len(data) > MAX_ITEM_BYTES:
