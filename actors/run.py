@@ -20,6 +20,7 @@ S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
 P = ParamSpec("P")
+Facts = Mapping[str, str | float | bool]
 
 
 class Done(msgspec.Struct, Generic[R], frozen=True):
@@ -151,10 +152,11 @@ class RunContext(Protocol):
         """Report progress for `status()` and events; a heartbeat too."""
         ...
 
-    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+    def report(self, what: str, facts: Facts | Callable[[], Facts]) -> None:
         """Emit the event `RunReported(what, facts)`: what means something to this kind of run. A heartbeat, too.
 
-        Facts are small scalars; what is none goes, texts are cut and escaped. Cheap where nobody listens.
+        Facts are small scalars; what is none goes, texts are cut and escaped. Cheap where nobody listens: a function
+        that makes the facts is not even called there.
         """
         ...
 

@@ -21,7 +21,7 @@ from executus.actors.incarnation import Incarnation, Progress, fenced_error
 from executus.actors.messages import EndRun, StartOrder
 from executus.actors.outcomes import KillRequested, safe_text, scalars_of
 from executus.actors.policies import RestartPolicy, SavePolicy, StopPolicy
-from executus.actors.run import ChildRef, Run
+from executus.actors.run import ChildRef, Facts, Run
 from executus.actors.save_wait import SaveWait
 from executus.actors.worker_call import WorkerCall
 from executus.stores import ParentLink, RunClaim, check_run_id
@@ -138,11 +138,12 @@ class AttemptContext:
         if self._env.events.is_heard(RunProgressed):
             self._env.emit(RunProgressed, inc, done=done, total=total, note=note)
 
-    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+    def report(self, what: str, facts: Facts | Callable[[], Facts]) -> None:
         """See RunContext."""
         self.heartbeat()
-        if self._env.events.listened:
-            self._env.emit(RunReported, self._incarnation, what=safe_text(what), facts=dict(scalars_of(facts)))
+        if self._env.events.is_heard(RunReported):
+            given = facts() if callable(facts) else facts
+            self._env.emit(RunReported, self._incarnation, what=safe_text(what), facts=dict(scalars_of(given)))
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """See RunContext."""

@@ -195,3 +195,27 @@ def test_a_report_is_an_event_of_small_scalars_and_a_heartbeat() -> None:
         (event,) = seen.of(RunReported)
         assert (event.run_id, event.what) == ("r", "Fed\\x1b")
         assert event.facts == {"n": 1, "text": "a\\nb", "long": "x" * 200}
+
+
+def test_facts_that_a_function_makes_are_made_where_somebody_listens() -> None:
+    made: list[str] = []
+
+    class Reports(Run[str, str, None]):
+        def begin(self, name: str) -> str:
+            return name
+
+        def step(self, name: str) -> Done[None]:
+            def facts() -> dict[str, str | float | bool]:
+                made.append(name)
+                return {"n": 1}
+
+            self.context.report("Fed", facts)
+            return Done(None)
+
+    seen = Recorder()
+    with Runtime(None, runs=[Reports], logger=False) as runtime:
+        runtime.start(Reports, "unheard").result(10)
+        runtime.events.subscribe(seen, only=RunReported)
+        runtime.start(Reports, "heard").result(10)
+    assert made == ["heard"]
+    assert [event.facts for event in seen.of(RunReported)] == [{"n": 1}]
