@@ -235,6 +235,9 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
             raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
         return encoded_blob(value, larger)
 
+    if len(items) == 1:  # as nearly always: a step has said one thing
+        data = _encoded(items[0], position, encode_blob)
+        return [(position, 1, array_of([data]))], [(position, blob) for blob in larger]
     parts: list[bytes] = []
     size = 0
     for at, item in enumerate(items, position):

@@ -192,7 +192,7 @@ class SaveSlot:
             snapshot=snapshot,
             chunks=chunks,
             clears_strikes=self.strikes > 0,
-            consumed_children=tuple(child for _, child in published.consumed),
+            consumed_children=tuple([child for _, child in published.consumed]),
         )
 
     def snapshot(self, published: Published, wall_s: float) -> tuple[Snapshot, tuple[Chunk, ...]]:

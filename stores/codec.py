@@ -198,7 +198,8 @@ def encode_chunk(chunk: Chunk, stamp: Stamp, key: bytes, run_id: str) -> bytes:
         head = _CHUNK.pack(*chunk.base, chunk.count)
     except struct.error as error:
         raise ValueError(f"run {run_id!r}: {chunk.base} and {chunk.count} fit no chunk: {error}") from None
-    return _frame(Kind.CHUNK, stamp._replace(seq=chunk.position), key, head + chunk.items, run_id)
+    placed = Stamp(stamp.incarnation, stamp.epoch, chunk.position, stamp.schema_version)
+    return _frame(Kind.CHUNK, placed, key, head + chunk.items, run_id)
 
 
 def decode_chunk(data: bytes, key: bytes) -> Chunk:
