@@ -133,7 +133,6 @@ class JournalKeeper:
         Behind the journals come the blobs that their items hold: found by their content, so that their order is of no
         account. Says the same again for the same journals until `confirm`. Raises SaveRejected.
         """
-
         plans: dict[_Key, _Plan] = {}
         kept: dict[_Key, _Kept] = {}
         places = self._planned(journals, epoch, kept, plans)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from executus.actors.agents.agent import RunInfo
 from executus.actors.agents.conversation import Conversation
@@ -24,6 +25,19 @@ from executus.actors.errors import RunFenced
 from executus.actors.run import RunContext
 
 T = TypeVar("T")
+
+
+class _Sight(NamedTuple):
+    """What the timer looks at."""
+
+    task: asyncio.Task[Any]
+    conversation: Conversation
+    phase: str
+    context: RunContext
+    zone: Zone
+    began_s: float
+    look_at_s: float
+    """When next, by the loop's clock."""
 
 
 class Watcher:
@@ -53,6 +67,9 @@ class Watcher:
         self._beat_s = monotonic_s()
         self._ordered: str | None = None
         self._raised: BaseException | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sight: _Sight | None = None
+        """What runs now."""
 
     def beat(self) -> None:
         """A sign of life. From any thread: a number is replaced, and which of two is newer matters to nobody."""
@@ -96,45 +113,17 @@ class Watcher:
 
         Raises CriticRestart where the critic would rather have the run restarted; the call is cancelled then.
         """
-        critic = self.critic
-        self.beat()
-        if critic is None:
+        if self.critic is None:
             return await work
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        began_s = self._now_s()
+        self.beat()
         self._ordered = self._raised = None
-        timer: asyncio.TimerHandle | None = None
-
-        def look() -> None:
-            nonlocal timer
-            timer = loop.call_later(critic.every_s, look)
-            try:
-                heed()
-            except RunFenced:
-                timer.cancel()  # killed or given up on: nothing that is ordered has effect
-            except BaseException as error:  # noqa: BLE001 - a SystemExit would end the host's loop; the run gets it
-                timer.cancel()
-                self._raised = error
-                task.cancel()
-
-        def heed() -> None:
-            verdict = self.judge(conversation, phase, context, zone, self._now_s() - began_s)
-            match verdict:
-                case None:
-                    pass
-                case RestartRun(reason):
-                    if self._ordered is None:
-                        self._ordered = reason
-                        self._tell_ordered(verdict)
-                        task.cancel()
-                case KillRun(reason):
-                    self._tell_ordered(verdict)
-                    context.kill(reason, by="critic")
-                case _:
-                    self.pending.append(verdict)
-
-        timer = loop.call_later(critic.every_s, look)
+        every_s = self.critic.every_s
+        look_at_s = asyncio.get_running_loop().time() + every_s
+        self._sight = _Sight(task, conversation, phase, context, zone, self._beat_s, look_at_s)
+        if self._timer is None:
+            self._look_in(every_s)
         try:
             returned = await work
         except asyncio.CancelledError:
@@ -142,10 +131,53 @@ class Watcher:
             self._carry_out(task)
             raise
         finally:
-            timer.cancel()
+            self._sight = None
             self.beat()
         self._carry_out(task)  # the call may have swallowed the cancel
         return returned
+
+    def _look_in(self, seconds: float) -> None:
+        # By a weak reference: a run that has ended is not kept until the timer elapses.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, _look_of, weakref.WeakMethod(self._look))
+
+    def _look(self) -> None:
+        """The timer has elapsed. One timer serves call after call: most last no longer than setting one takes."""
+        self._timer = None
+        sight, critic = self._sight, self.critic
+        if sight is None or critic is None:
+            return  # the next call sets it again
+        early_s = sight.look_at_s - asyncio.get_running_loop().time()
+        if early_s > 0:
+            self._look_in(early_s)
+            return
+        self._sight = sight._replace(look_at_s=sight.look_at_s + critic.every_s)
+        self._look_in(critic.every_s)
+        try:
+            self._heed(sight)
+        except RunFenced:
+            self._sight = None  # killed or given up on: nothing that is ordered has effect
+        except BaseException as error:  # noqa: BLE001 - a SystemExit would end the host's loop; the run gets it
+            self._sight = None
+            self._raised = error
+            sight.task.cancel()
+
+    def _heed(self, sight: _Sight) -> None:
+        zone_s = self._now_s() - sight.began_s
+        verdict = self.judge(sight.conversation, sight.phase, sight.context, sight.zone, zone_s)
+        match verdict:
+            case None:
+                pass
+            case RestartRun(reason):
+                if self._ordered is None:
+                    self._ordered = reason
+                    self._tell_ordered(verdict)
+                    sight.task.cancel()
+            case KillRun(reason):
+                self._tell_ordered(verdict)
+                sight.context.kill(reason, by="critic")
+            case _:
+                self.pending.append(verdict)
 
     def _carry_out(self, task: asyncio.Task[Any]) -> None:
         if self._raised is not None:
@@ -154,6 +186,13 @@ class Watcher:
         if self._ordered is not None:
             task.uncancel()
             raise CriticRestart(self._ordered)
+
+
+def _look_of(look: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Look, if the watcher is still there."""
+    method = look()
+    if method is not None:
+        method()
 
 
 class WatchedContext:
