@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executus.actors.agents.agent import AgentResult, Task, persona_of
+from executus.actors.agents.agent import AgentResult, Task
 from executus.actors.agents.behaviour import Behaviour, Standable
 from executus.actors.agents.conversation import Conversation, replace
 from executus.actors.agents.engine import Concluded
@@ -31,7 +31,7 @@ class AgentRun(Behaviour[AgentState]):
     async def step(self, state: AgentState, /) -> AgentState | Wait[AgentState] | Done[AgentResult]:
         """Ask the model, or answer what it has asked for."""
         engine = self.engine(state)
-        advanced = await engine.advance(state.conversation, persona_of(state.setup[0].task.agent))
+        advanced = await engine.advance(state.conversation, engine.persona)
         if not isinstance(advanced, Concluded):
             return self.going_on(replace(state, conversation=engine.timed(advanced)))
         if advanced.error is not None:

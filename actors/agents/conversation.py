@@ -48,7 +48,7 @@ class Delegation(msgspec.Struct, frozen=True):
     steps: int = 0
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a conversation stands. Everything that counts goes on counting over a resume.
 
     The open calls are not kept: they follow from the transcript. `armed` is the id of the unsafe call that is about to

@@ -23,6 +23,10 @@ RECENT: Final = 16
 """How much of what a run has done a critic is shown."""
 
 
+_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+_DECODER: Final = msgspec.json.Decoder()
+
+
 class Seen(msgspec.Struct, frozen=True):
     """A call, an error or a text as something to be recognised: its digest, and the tool's name."""
 
@@ -34,7 +38,7 @@ class Seen(msgspec.Struct, frozen=True):
     def call(cls, name: str, arguments: str) -> Seen:
         """A call. Arguments that mean the same in another order, or with other spaces, are the same."""
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):  # else: as the model wrote them
-            arguments = msgspec.json.encode(msgspec.json.decode(arguments), order="deterministic").decode()
+            arguments = _ENCODER.encode(_DECODER.decode(arguments)).decode()
         return cls(_digest(f"{name}\n{arguments}"), "call", name)
 
     @classmethod

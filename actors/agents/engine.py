@@ -7,13 +7,24 @@ again, keyed ones with the same key, and an unsafe one only if no attempt before
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypedDict, TypeVar, assert_never
 
 import msgspec
 
-from executus.actors.agents.agent import UNLIMITED, AgentResult, Budget, Note, Persona, RunInfo, Status, Task
+from executus.actors.agents.agent import (
+    UNLIMITED,
+    AgentResult,
+    Budget,
+    Note,
+    Persona,
+    RunInfo,
+    Status,
+    Task,
+    persona_of,
+)
 from executus.actors.agents.audit import (
     AuditEntry,
     ChildSettled,
@@ -53,7 +64,7 @@ from executus.actors.agents.errors import (
     RepeatedCall,
     TooManyToolErrors,
 )
-from executus.actors.agents.model import ModelReply, ModelRequest, Tier, checked_reply
+from executus.actors.agents.model import ModelReply, ModelRequest, Tier, ToolSpec, checked_reply
 from executus.actors.agents.parts import Image, Message, ToolCall, ToolResult, storable, user
 from executus.actors.agents.phase_context import PhaseContext
 from executus.actors.agents.ports import PhaseFunction, Ports
@@ -88,6 +99,8 @@ class Engine:
         self.setup = setup
         self.info = RunInfo.of(setup.task, setup.run_id, setup.started_at_s)
         self.watcher = Watcher(ports.critic, self.info, ports.monotonic_s, self._active_s, self._record_order)
+        self.persona = persona_of(setup.task.agent)
+        """The agent's own; a pipeline's phases have others."""
         self.budget = tighter(setup.task.agent.budget, setup.task.budget)
         self._run = run
         self.saves = True
@@ -95,6 +108,7 @@ class Engine:
         self._armed = ""
         self._restart_ordered = False
         self._counted = (0, 0, 0)
+        self._fixed: tuple[str, tuple[ToolSpec, ...], int] = ("", (), 0)
         self._since_s = ports.monotonic_s()
 
     @property
@@ -133,8 +147,8 @@ class Engine:
         if conversation.delegations:
             return conversation
         self._check_limits(conversation)
-        if conversation.open_calls:
-            after = await self._answer(conversation, persona)
+        if open_calls := conversation.open_calls:
+            after = await self._answer(conversation, persona, open_calls)
         elif ends:
             after = asked_again(conversation)
         elif conversation.steps >= conversation.ceiling:
@@ -169,7 +183,7 @@ class Engine:
         conversation = heard(conversation)
         tier = self.ports.tiers[persona.tier]
         tools = self.ports.specs(persona.tools, persona.palette)
-        messages, fixed = conversation.part, estimate_tokens((), persona.system, tools)
+        messages, fixed = conversation.part, self._fixed_tokens(persona.system, tools)
         wanted = fixed + self._part_tokens(conversation)
         compactor = self.ports.compactor
         if compactor is not None and wanted > (limit := int(tier.context_tokens * compactor.threshold)):
@@ -185,15 +199,16 @@ class Engine:
             return conversation  # asked to end while it waited for the provider
         message = with_ids(reply.message, len(conversation.transcript))
         usage = tier.priced(reply.usage)
-        self.record(
-            StepTaken(
-                **self.at(),
-                step=conversation.steps,
-                usage=usage,
-                calls=len(message.calls),
-                took_s=self.ports.monotonic_s() - began_s,
+        if self.ports.audit is not None:
+            self.record(
+                StepTaken(
+                    **self.at(),
+                    step=conversation.steps,
+                    usage=usage,
+                    calls=len(message.calls),
+                    took_s=self.ports.monotonic_s() - began_s,
+                )
             )
-        )
         self.context.progress(conversation.steps + 1, conversation.ceiling, persona.phase)
         return replied(conversation, message, usage)
 
@@ -223,6 +238,12 @@ class Engine:
         else:
             reply = tier.model.request(request)
         return checked_reply(await reply if inspect.isawaitable(reply) else reply)
+
+    def _fixed_tokens(self, system: str, tools: tuple[ToolSpec, ...]) -> int:
+        """Of what is the same in all requests of a phase. Counted again where it is not."""
+        if self._fixed[:2] != (system, tools):
+            self._fixed = (system, tools, estimate_tokens((), system, tools))
+        return self._fixed[2]
 
     def _part_tokens(self, conversation: Conversation) -> int:
         """Of the transcript of this phase. What was counted before is not counted again."""
@@ -254,9 +275,11 @@ class Engine:
 
     # --- what the model asked for ---
 
-    async def _answer(self, conversation: Conversation, persona: Persona) -> Conversation:
+    async def _answer(
+        self, conversation: Conversation, persona: Persona, open_calls: Sequence[ToolCall]
+    ) -> Conversation:
         """Answer the next group of open calls."""
-        calls = next(groups(conversation.open_calls, self.ports.tools))
+        calls = next(groups(open_calls, self.ports.tools))
         match kind_of(calls[0], self.ports.tools):
             case "palette":
                 return await self._delegate(conversation, persona, calls)
@@ -347,7 +370,7 @@ class Engine:
         attached: Sequence[Image] = (),
         took_s: float = 0.0,
     ) -> Conversation:
-        for call, answer in answers:
+        for call, answer in answers if self.ports.audit is not None else ():
             self.record(
                 ToolAnswered(
                     **self.at(),
@@ -479,7 +502,9 @@ class Engine:
     # --- limits, budget, critic ---
 
     def watched(self, zone: Zone, work: Awaitable[T], conversation: Conversation, phase: str) -> Awaitable[T]:
-        """Await a call while the critic looks on. Raises CriticRestart."""
+        """Await a call while the critic looks on, if there is one. Raises CriticRestart."""
+        if self.ports.critic is None:
+            return work
         return self.watcher.during(zone, work, conversation, phase, self.context)
 
     def facts(self, conversation: Conversation) -> dict[str, Fact]:
@@ -548,6 +573,8 @@ class Engine:
 
     def _judged(self, conversation: Conversation, persona: Persona) -> Conversation:
         """Ask the critic what it thinks of this, and take in what it thought meanwhile."""
+        if self.ports.critic is None:
+            return conversation
         verdict = self.watcher.judge(conversation, persona.phase, self.context)
         conversation = self.heeded(conversation)
         return conversation if verdict is None else self._taken(conversation, verdict)
@@ -557,7 +584,8 @@ class Engine:
         pending, self.watcher.pending = self.watcher.pending, []
         for one in pending:
             conversation = self._taken(conversation, one)
-        return replace(conversation, memo=self.watcher.memo)
+        memo = self.watcher.memo
+        return conversation if memo is conversation.memo else replace(conversation, memo=memo)
 
     def _taken(self, conversation: Conversation, verdict: Verdict) -> Conversation:
         match verdict:
@@ -597,8 +625,9 @@ class Engine:
     def record(self, entry: AuditEntry) -> None:
         """Tell the audit, and whoever listens to the runtime's events."""
         if self.ports.audit is not None:
-            self.ports.record(entry, self.context.log)
-            self.context.report(type(entry).__name__, facts_of(entry))
+            context = self.context
+            self.ports.record(entry, context.log)
+            context.report(type(entry).__name__, functools.partial(facts_of, entry))
 
 
 class At(TypedDict):

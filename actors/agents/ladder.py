@@ -126,6 +126,8 @@ def repeats(recent: tuple[Seen, ...]) -> int:
 
     A call is new when it was not made before, unless it met with an error that was; new words alone are nothing new.
     """
+    if len(set(recent)) == len(recent):
+        return 0  # nothing came twice, as nearly always
     known: set[Seen] = set()
     old: list[bool] = []
     for seen in recent:

@@ -65,7 +65,7 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def calls(self) -> tuple[ToolCall, ...]:
         """The calls it asks for."""
-        return tuple(part for part in self.parts if isinstance(part, ToolCall))
+        return tuple([part for part in self.parts if isinstance(part, ToolCall)])
 
 
 def storable(text: str) -> str:
@@ -89,7 +89,7 @@ def result(of: ToolResult) -> Message:
     return Message("tool", (of,), "tool")
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was used, so far or by one request. `usd` where prices are known. Adds up."""
 
     input_tokens: int = 0

@@ -60,12 +60,9 @@ def function_key(life: str, phase: int, name: str) -> str:
 
 
 def _key(*parts: str) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    framed = b"".join([piece for data in encoded for piece in (len(data).to_bytes(8, "big"), data)])
+    return hashlib.blake2b(framed, digest_size=20).hexdigest()
 
 
 def kind_of(call: ToolCall, toolbox: Toolbox) -> Kind:
@@ -114,6 +111,8 @@ async def run_group(
             return _cut_result(call, f"There is no tool {call.name!r}. There are: {there}", result_chars, is_error=True)
         return await answer(toolbox[call.name], call, context_of(call), run_sync, result_chars)
 
+    if len(calls) == 1:
+        return (await one(calls[0]),)
     results: list[ToolResult] = []
     for side_by_side, batch in itertools.groupby(calls, is_harmless):
         makers = [functools.partial(one, call) for call in batch]

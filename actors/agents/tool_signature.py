@@ -84,8 +84,7 @@ class ToolSignature:
             raise self._refused(safe_text(error)) from error
         except Exception as error:  # of a parameter's own type, which may check what it is given
             raise self._refused(f"{type(error).__name__}: {safe_text(error)}") from error
-        fields = zip(given.__struct_fields__, given.__struct_encode_fields__, strict=True)
-        values = ((parameter, getattr(given, field)) for field, parameter in fields)
+        values = zip(given.__struct_encode_fields__, msgspec.structs.astuple(given), strict=True)
         return {parameter: value for parameter, value in values if value is not _NOT_GIVEN}
 
     def _refused(self, why: str) -> ToolError:

@@ -67,6 +67,10 @@ def with_ids(message: Message, number: int) -> Message:
 
     `number` is the message's place in the transcript, so that ids are new in it and the same when it is made again.
     """
+    calls = message.calls
+    ids = {call.id for call in calls}
+    if "" not in ids and len(ids) == len(calls):
+        return message
     seen: set[str] = set()
     parts = list(message.parts)
     for at, part in enumerate(parts):
