@@ -200,7 +200,7 @@ class Ending(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Progress(msgspec.Struct, frozen=True):
+class Progress(msgspec.Struct, frozen=True, gc=False):
     """What a run last told of itself by `context.progress`."""
 
     done: float

@@ -10,7 +10,7 @@ import msgspec
 from executus.stores.records import Chunk, Due, RunClaim, RunRecord, RunStatus, Snapshot, Token
 
 
-class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Take a run for execution under a newer epoch: compare-and-set on the token that is there now.
 
     `expected` None: the id must be free. `record` begins a new incarnation: it replaces the record and drops
@@ -46,7 +46,7 @@ class Claim(msgspec.Struct, frozen=True, tag=True, kw_only=True):
             raise ValueError(f"claim of {life} expects the token of {self.expected[:2]}")
 
 
-class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Keep a snapshot as the newest generation; the one before stays as the second, older ones go.
 
     The run must be there, else MISSING; the snapshot's own (incarnation, epoch) must be the current claim's and that
@@ -65,7 +65,7 @@ class Save(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     chunks: tuple[Chunk, ...] = ()
 
 
-class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Settle(msgspec.Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """End an execution: status and outcome, compare-and-set from RUNNING under exactly this token.
 
     `snapshot`, if given, is saved with its `chunks` under the rules of Save (one that is not newer is left out, not
@@ -170,7 +170,7 @@ class Refusal(enum.StrEnum):
     GONE = "gone"
 
 
-class Accepted(msgspec.Struct, frozen=True, tag=True):
+class Accepted(msgspec.Struct, frozen=True, tag=True, gc=False):
     """The operation is in the commit. `number` is the message's, of an Append."""
 
     number: int = 0

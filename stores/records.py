@@ -67,7 +67,7 @@ class Token(NamedTuple):
     epoch: int
 
 
-class ParentLink(msgspec.Struct, frozen=True):
+class ParentLink(msgspec.Struct, frozen=True, gc=False):
     """Who spawned a run, under which key, and what becomes of it when the parent has ended for good.
 
     `begun` is the parent's at that time: a child of an earlier beginning is none of the present one's.
@@ -101,7 +101,7 @@ class DueRun(msgspec.Struct, frozen=True):
     at_ms: int
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `start` was given. Written once for an incarnation and never changed.
 
     `input` and `options` are opaque to the store. `created_at_s` is wall time.
@@ -118,7 +118,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     options: bytes = b""
 
 
-class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
+class RunClaim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who may write for a run now, and where the run stands. A small row, rewritten at each claim and settling.
 
     `epoch` is the fencing token's; `attempt` counts executions from 1; `strikes` counts boots that found
@@ -160,7 +160,7 @@ class Base(NamedTuple):
     number: int
 
 
-class Piece(msgspec.Struct, frozen=True, array_like=True):
+class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Items `first` to `end`, `end` not among them, of a journal: they stand in the chunks of `base`."""
 
     base: Base
@@ -172,7 +172,7 @@ Layout = tuple[Piece, ...]
 """Where the items of one journal stand: pieces that join, from 0 to its length."""
 
 
-class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`count` items of a journal from `position` on, opaque to the store: one row, found by base and position.
 
     `replaces` are positions of earlier chunks of this base whose items are in this one: their rows go. Not stored.
@@ -185,7 +185,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     replaces: tuple[int, ...] = ()
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One checkpoint: the state after callback number `seq` and what comes next, both opaque to the store.
 
     `waiting` says that the run was idle in a `Wait`, so that a death meanwhile is not its fault. `consumed_through` is

@@ -16,7 +16,7 @@ SKILL: Final = "skill__"
 Scalar = str | int | float | bool | None
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What ends a run that has gone astray. Counts go on over a resume."""
 
     tool_errors_in_a_row: int = 6
@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """No extension raises the step ceiling above it."""
 
 
-class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The most a run and the children it calls may use. None: as much as they like.
 
     `wall_s` counts while the run is loaded in a process, waiting for children included; downtime does not count.
@@ -55,7 +55,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 UNLIMITED: Final = Budget()
 
 
-class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """One phase of a pipeline. What is None is the agent's.
 
     `prompt` sees what was given and what came before: `${prompt}`, `${an_input}`, `${an_earlier_phase}`.
@@ -75,7 +75,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     resume: Literal["step", "phase"] = "step"
 
 
-class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """Who does the work: one conversation, or a pipeline where it has `phases`.
 
     `tools` and `tier` are names of what is registered, `palette` names agents and skills that it may call, with their
@@ -118,7 +118,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
                 )
 
 
-class Persona(msgspec.Struct, frozen=True):
+class Persona(msgspec.Struct, frozen=True, gc=False):
     """Who speaks in a conversation: the agent, or one of its phases."""
 
     agent: Agent
@@ -172,7 +172,7 @@ class Skill(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         )
 
 
-class Invocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Invocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What an agent is asked, by whom and from where. `inputs` may be given as a mapping."""
 
     prompt: str = ""
@@ -208,7 +208,7 @@ class Invocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             msgspec.structs.force_setattr(self, "inputs", tuple(sorted(inputs.items())))
 
 
-class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The input of an agent's run. Raises InvalidAgent where a phase's prompt names what it cannot see."""
 
     agent: Agent
@@ -233,7 +233,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             earlier.add(phase.name)
 
 
-class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whose run it is: what audits, critics, tools and the choice of durability are told."""
 
     run_id: str
@@ -274,14 +274,14 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 Status = Literal["completed", "out_of_steps", "out_of_budget", "failed"]
 
 
-class Note(msgspec.Struct, frozen=True):
+class Note(msgspec.Struct, frozen=True, gc=False):
     """What a tool has put into the run's accumulator: a name and a JSON text."""
 
     name: str
     json: str
 
 
-class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
+class PhaseResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A phase that is over. `failed` an optional one alone."""
 
     index: int
@@ -293,7 +293,7 @@ class PhaseResult(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
+class AgentResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an agent's run comes to. `out_of_steps` with what it has said last.
 
     `unheard` is what was said to the run and no model has seen: its steps or its budget were spent before.

@@ -45,7 +45,7 @@ class AgentProgress(msgspec.Struct, frozen=True, kw_only=True):
     phase: int | None = None
 
 
-class Standable(msgspec.Struct, frozen=True, kw_only=True):
+class Standable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The part that the states of both behaviours have."""
 
     setup: Journal[Setup]

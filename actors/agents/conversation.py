@@ -24,7 +24,7 @@ INTERRUPTED: Final = (
 GIVEN_UP: Final = "given up: the process ended before the call was answered, and the phase begins anew."
 
 
-class Setup(msgspec.Struct, frozen=True):
+class Setup(msgspec.Struct, frozen=True, gc=False):
     """What never changes in a run. A journal holds this one item, so that it is written once and not with each save.
 
     `life` is the seed of idempotency keys.
@@ -36,7 +36,7 @@ class Setup(msgspec.Struct, frozen=True):
     started_at_s: float
 
 
-class Delegation(msgspec.Struct, frozen=True):
+class Delegation(msgspec.Struct, frozen=True, gc=False):
     """A call of an agent or skill, and the child run that answers it. `reserved` is its share of the budget."""
 
     call: ToolCall
@@ -48,7 +48,7 @@ class Delegation(msgspec.Struct, frozen=True):
     steps: int = 0
 
 
-class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Where a conversation stands. Everything that counts goes on counting over a resume.
 
     The open calls are not kept: they follow from the transcript. `armed` is the id of the unsafe call that is about to

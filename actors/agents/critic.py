@@ -27,7 +27,7 @@ _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 _DECODER: Final = msgspec.json.Decoder()
 
 
-class Seen(msgspec.Struct, frozen=True):
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """A call, an error or a text as something to be recognised: its digest, and the tool's name."""
 
     digest: str
@@ -61,7 +61,7 @@ def remembered(recent: tuple[Seen, ...], *seen: Seen) -> tuple[Seen, ...]:
     return (*recent, *seen)[-RECENT:]
 
 
-class CriticMemo(msgspec.Struct, frozen=True):
+class CriticMemo(msgspec.Struct, frozen=True, gc=False):
     """What a critic has ordered so far. Saved with the run's state, so that the ladder goes on over a resume."""
 
     nudges: int = 0

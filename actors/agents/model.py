@@ -36,7 +36,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which request of this conversation it is, from 0."""
 
 
-class ModelReply(msgspec.Struct, frozen=True):
+class ModelReply(msgspec.Struct, frozen=True, gc=False):
     """The model's message, of text, thoughts and calls, and what it took. `usage.requests` is counted by the caller."""
 
     message: Message

@@ -1,4 +1,8 @@
-"""What a transcript is made of. Our own types, because transcripts outlive any provider's library."""
+"""What a transcript is made of. Our own types, because transcripts outlive any provider's library.
+
+`gc=False`, here and in the other data of agents: what never changes holds no cycle, and 1,000 agents hold 100,000 of
+these. With them tracked the garbage collector took a seventh of the time (benchmarks/agents.py).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,27 @@ from typing import Literal
 import msgspec
 
 
-class Text(msgspec.Struct, frozen=True, tag="text"):
+class Text(msgspec.Struct, frozen=True, tag="text", gc=False):
     """Words."""
 
     text: str
 
 
-class Image(msgspec.Struct, frozen=True, tag="image"):
+class Image(msgspec.Struct, frozen=True, tag="image", gc=False):
     """A picture as its file's bytes."""
 
     data: bytes
     media_type: str = "image/png"
 
 
-class Thinking(msgspec.Struct, frozen=True, tag="thinking"):
+class Thinking(msgspec.Struct, frozen=True, tag="thinking", gc=False):
     """What a model thought before it spoke; some providers want it back unchanged, with their signature."""
 
     text: str
     signature: str | None = None
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", gc=False):
     """A model asks for a tool. `arguments` is the JSON text as the model wrote it, valid or not."""
 
     id: str
@@ -35,7 +39,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
     arguments: str = "{}"
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", gc=False):
     """What became of a call. `unknown` where it was interrupted and may or may not have happened."""
 
     call_id: str
@@ -50,7 +54,7 @@ Role = Literal["user", "assistant", "tool"]
 Origin = Literal["prompt", "model", "tool", "steer", "follow_up", "nudge", "attached"]
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One entry of a transcript. `origin` says how it came to be there."""
 
     role: Role
@@ -89,7 +93,7 @@ def result(of: ToolResult) -> Message:
     return Message("tool", (of,), "tool")
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What was used, so far or by one request. `usd` where prices are known. Adds up."""
 
     input_tokens: int = 0
