@@ -15,7 +15,7 @@ from executus.actors.events import default_logger
 from executus.actors.incarnation import Progress
 from executus.actors.outcomes import KillRequested
 from executus.actors.policies import RestartPolicy, SavePolicy, StopPolicy
-from executus.actors.run import ChildRef, Run, current_context
+from executus.actors.run import ChildRef, Facts, Run, current_context
 from executus.actors.run_context import SLEPT, child_id, encode_message, idempotency_key_of, returned
 
 P = ParamSpec("P")
@@ -94,9 +94,9 @@ class TestContext:
         """See RunContext."""
         self.heartbeats.append(details)
 
-    def report(self, what: str, facts: Mapping[str, str | float | bool]) -> None:
+    def report(self, what: str, facts: Facts | Callable[[], Facts]) -> None:
         """See RunContext. Kept in `reported`."""
-        self.reported.append((what, dict(facts)))
+        self.reported.append((what, dict(facts() if callable(facts) else facts)))
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """See RunContext."""
