@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal, assert_never, cast
 
 import structlog
 
@@ -72,8 +72,9 @@ def _taker(logger: Any) -> Callable[[int], bool]:
     """Which levels the default logger takes, as far as it can be asked; see `default_logger`."""
     if not structlog.is_configured():
         return logging.getLogger("executus").isEnabledFor
-    bound = logger.bind()
-    return bound.is_enabled_for if hasattr(type(bound), "is_enabled_for") else _takes_all
+    bound: object = logger.bind()
+    known = hasattr(type(bound), "is_enabled_for")  # of its type: one that it passes on would be a line of the log
+    return cast("Any", bound).is_enabled_for if known else _takes_all
 
 
 def level_of(entry: AuditEntry) -> Level:
