@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import messaging, passivated, runs, transcripts
+from benchmarks import agents, messaging, passivated, runs, transcripts
 
 BENCHMARKS = {
+    "agents": agents.main,
     "messaging": messaging.main,
     "passivated": passivated.main,
     "runs": runs.main,
