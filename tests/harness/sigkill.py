@@ -216,7 +216,7 @@ def run(count: int, seed: int) -> Report:
         try:
             killer.kill_often(count)
         except AssertionError as error:
-            failures.append(f"after {killer.kills} kills: {error!s:.2000}")
+            failures.append(f"after {killer.kills} kills: {error!s:.20000}")
         else:
             failures += judge(killer)
     books = killer.books

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,10 +39,13 @@ class Daemon:
         self._number = 0
         self._changed = threading.Condition()
         self._ended = False
+        self._said = ""
+        self._errors = TemporaryFile()  # noqa: SIM115 - closed once it has ended; what it says if it does so unasked
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"tests.scenarios.{module}", str(store), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             env=environment(),
             cwd=ROOT,
         )
@@ -70,11 +73,18 @@ class Daemon:
             while not (found := fact()):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._ended:
+                    how = f"the daemon ended with {self.process.wait(30)}" if self._ended else "not in time"
                     raise AssertionError(
-                        f"{'the daemon ended' if self._ended else 'not in time'}: {what}; heard {self.lines[-20:]}"
+                        f"{how}: {what}; heard {self.lines[-20:]}; on stderr: {self._said_of_errors()}"
                     )
                 self._changed.wait(left_s)
             return found
+
+    def _said_of_errors(self) -> str:
+        if self._errors.closed:
+            return self._said
+        length = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 8_000, max(length - 8_000, 0)).decode(errors="replace")
 
     def opened(self) -> Self:
         self.wait_for(lambda: ["open"] in self.lines, "open")
@@ -109,8 +119,7 @@ class Daemon:
 
     def kill(self) -> None:
         """SIGKILL, and read what it still said."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # not os.kill: the pid of one that has ended may be another process's by now
         self.ended()
 
     def ended(self) -> int:
@@ -122,6 +131,10 @@ class Daemon:
             self.process.stdin.close()
         self._reader.join(30)
         self.process.stdout.close()
+        if not self._errors.closed:
+            self._said = self._said_of_errors()
+            sys.stderr.write(self._said)
+            self._errors.close()
         return code
 
     def __enter__(self) -> Self:
