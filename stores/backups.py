@@ -103,9 +103,12 @@ def compact(store: str | os.PathLike[str]) -> CopyReport:
         new = folder / f"{store_files.NEW_PREFIX}{os.getpid()}"
         try:
             with lmdb_env.typed_errors(folder, 0):
-                store_files.check_header(folder)
-                if previous is None or not store_files.is_as_left(folder, previous.closed):
-                    store_files.check_in_child(folder, lmdb_env.engine_folder(), machine_restarted=True)
+                missing_bytes = store_files.check_header(folder)
+                in_peace = previous is not None and store_files.is_as_left(folder, previous.closed)
+                if missing_bytes or not in_peace:
+                    store_files.check_in_child(
+                        folder, lmdb_env.engine_folder(), machine_restarted=True, missing_bytes=missing_bytes
+                    )
                 report = _copy_at_rest(folder, new)
                 _refuse_beside_readers(folder)
                 (new / store_files.DATA_NAME).replace(folder / store_files.DATA_NAME)

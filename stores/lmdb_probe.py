@@ -13,18 +13,28 @@ def main(engine_folder: str, store_folder: str, how: str) -> int:
     """Say "checking", print what is wrong, one line each, and return 3 where there is something: see store_files.py."""
     sys.path.append(engine_folder)
     import lmdb  # noqa: PLC0415 - found only now
-    from lmdb.verify import VerifyError, verify  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
 
     print("checking", flush=True)  # noqa: T201 - the parent reads it
     try:
-        problems: list[str] = verify(store_folder) if how == "walk" else []  # type: ignore[no-untyped-call]
+        problems = walked(store_folder) if how == "walk" else []
         if not problems:
             _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=64))
-    except (VerifyError, lmdb.Error) as error:
+    except lmdb.Error as error:
         problems = [str(error)]
     for problem in problems[:20]:
         print(problem)  # noqa: T201 - the parent reads it
     return 3 if problems else 0
+
+
+def walked(store_folder: str) -> list[str]:
+    """What is wrong with the pages of the file that are in use, as bytes, without the engine."""
+    from lmdb.verify import VerifyError, verify  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
+
+    try:
+        problems: list[str] = verify(store_folder)  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        return [str(error)]
+    return problems
 
 
 def _read_everything(env: object) -> None:

@@ -57,9 +57,9 @@ class LmdbReader(RowReader):
             self._check_there()
             # LMDB must not be opened twice in one process: closing one drops the locks of the other.
             refuse_in_owner(self._folder)
-            store_files.check_header(self._folder)
+            missing_bytes = store_files.check_header(self._folder)
             self.owner_pid = self._live_owner()
-            self._check_after_unclean_exit()
+            self._check_after_unclean_exit(missing_bytes)
             env = lmdb_env.open_to_read(self._folder, lock=self._takes_slot())
             try:
                 with env.read() as rows:
@@ -111,10 +111,10 @@ class LmdbReader(RowReader):
         with self._typed_errors():
             self._check_there()
             refuse_in_owner(self._folder)
-            store_files.check_header(self._folder)
+            missing_bytes = store_files.check_header(self._folder)
             self.owner_pid = self._live_owner()
             if self.owner_pid is None:
-                self._walk(machine_restarted=True)
+                self._walk(missing_bytes, machine_restarted=True)
 
     def checkup(self) -> Generator[RunCheckup, None, None]:
         """Every run, in order of id, with what of it cannot be read; then rows that belong to no run that is there.
@@ -231,16 +231,22 @@ class LmdbReader(RowReader):
         except OSError:
             return None
 
-    def _check_after_unclean_exit(self) -> None:
-        """A file that was not closed in peace is walked in a child first, as by any new owner."""
+    def _check_after_unclean_exit(self, missing_bytes: int) -> None:
+        """A file that was not closed in peace, or may be truncated, is walked in a child first, as by any new owner."""
         last = read_owner(self._folder)
-        if self.owner_pid is not None or (last is not None and store_files.is_as_left(self._folder, last.closed)):
+        if self.owner_pid is not None:
             return
-        self._walk(machine_restarted=last is None or last.boot_id != boot_id())
+        if missing_bytes or last is None or not store_files.is_as_left(self._folder, last.closed):
+            self._walk(missing_bytes, machine_restarted=last is None or last.boot_id != boot_id())
 
-    def _walk(self, *, machine_restarted: bool) -> None:
+    def _walk(self, missing_bytes: int, *, machine_restarted: bool) -> None:
         try:
-            store_files.check_in_child(self._folder, lmdb_env.engine_folder(), machine_restarted=machine_restarted)
+            store_files.check_in_child(
+                self._folder,
+                lmdb_env.engine_folder(),
+                machine_restarted=machine_restarted,
+                missing_bytes=missing_bytes,
+            )
         except StoreCorrupt:
             self.owner_pid = self._live_owner()
             if self.owner_pid is None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from executus.stores import lmdb_probe
 from executus.stores.errors import StoreCorrupt, StoreTooNew, StoreUnavailable
 
 DATA_NAME: Final = "data.mdb"
@@ -77,10 +78,14 @@ class DataFile(msgspec.Struct, frozen=True):
     header: str = ""
 
 
-def check_header(folder: Path) -> None:
-    """Refuse a data file that is none, is of another engine's format, or is shorter than its last page. Reads only.
+def check_header(folder: Path) -> int:
+    """Refuse a data file that is none, or is of another engine's format. Reads only.
 
-    Raises StoreCorrupt, StoreTooNew, OSError. A truncated file would be a SIGBUS of the whole process.
+    Returns how many bytes it lacks of its last page, usually 0. LMDB counts pages at the end that a transaction has
+    taken and given up again, and never writes them; or the file is truncated, and using it would be a SIGBUS of the
+    whole process. Only a walk over what is in use tells the two apart, see `check_in_child`.
+
+    Raises StoreCorrupt, StoreTooNew, OSError.
     """
     head, size_bytes = _read_head(folder)
     if len(head) < _TAIL_PLACE + _TAIL.size:
@@ -108,9 +113,7 @@ def check_header(folder: Path) -> None:
         why = f"its header pages say transactions {first[1]} and {second[1]}, which never stand together"
         raise _corrupt(folder, why)
     last = max(first, second, key=lambda meta: meta[1])[0]
-    needed_bytes = (last + 1) * page_bytes
-    if size_bytes < needed_bytes:
-        raise _corrupt(folder, f"{DATA_NAME} is truncated: {size_bytes} bytes of {needed_bytes}")
+    return max(0, (last + 1) * page_bytes - size_bytes)
 
 
 def check_file_system(folder: Path) -> None:
@@ -138,16 +141,18 @@ def file_system_of(device: int, mounts: str) -> str:
     return ""
 
 
-def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool) -> None:
+def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool, missing_bytes: int = 0) -> None:
     """Let a short-lived process walk the file and open it: what kills that one would have killed this one.
 
-    `engine_folder` is where the engine's package lies. Raises StoreCorrupt with what was found; StoreUnavailable when
-    the check itself could not be done.
+    `engine_folder` is where the engine's package lies; `missing_bytes` is what `check_header` has returned. Raises
+    StoreCorrupt with what was found; StoreUnavailable when the check itself could not be done.
     """
+    truncated = f"{DATA_NAME} is truncated: {missing_bytes} bytes are missing; " if missing_bytes else ""
     if not sys.executable:
-        return  # Python is embedded in another program.
+        _check_here(folder, truncated)
+        return
     size_bytes = (folder / DATA_NAME).stat().st_size
-    walk = machine_restarted or size_bytes <= _VERIFY_MAX_BYTES
+    walk = machine_restarted or missing_bytes or size_bytes <= _VERIFY_MAX_BYTES
     script = Path(__file__).with_name("lmdb_probe.py")
     command = [sys.executable, "-I", "-S", str(script), engine_folder, str(folder), "walk" if walk else "open"]
     try:
@@ -165,11 +170,13 @@ def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool)
         ) from error
     said = done.stdout.decode("utf-8", "replace")
     if not said.startswith(CHECKING):
-        return  # `sys.executable` is a host that embeds Python: it checks nothing, and says nothing against the file.
+        _check_here(folder, truncated)
+        return
     if done.returncode == FOUND_DAMAGE:
-        raise _corrupt(folder, said.removeprefix(CHECKING).strip())
+        raise _corrupt(folder, truncated + said.removeprefix(CHECKING).strip())
     if -done.returncode in _DEADLY:
-        raise _corrupt(folder, f"reading it killed the process that tried ({signal.Signals(-done.returncode).name})")
+        name = signal.Signals(-done.returncode).name
+        raise _corrupt(folder, f"{truncated}reading it killed the process that tried ({name})")
     if done.returncode:
         why = done.stderr.decode("utf-8", "replace").strip()[-500:]
         raise StoreUnavailable(
@@ -177,6 +184,15 @@ def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool)
             "It was left untouched.",
             path=str(folder),
         )
+
+
+def _check_here(folder: Path, truncated: str) -> None:
+    """Where Python is embedded in another program there is no process to check in: only what must be known is checked.
+
+    The walk reads bytes, and no file makes it fall over.
+    """
+    if truncated and (problems := lmdb_probe.walked(str(folder))):
+        raise _corrupt(folder, truncated + "; ".join(problems[:20]))
 
 
 def data_file(folder: Path) -> DataFile:

@@ -52,3 +52,17 @@ class LmdbDisk:
             rows = env.open_db(table.encode(), create=False)
             with env.begin(db=rows) as txn:
                 return list(txn.cursor().iternext(values=False))
+
+
+def end_with_unwritten_pages(folder: Path) -> int:
+    """Leave a store's file as commits do now and then: pages at its end were taken, given up again, and never written.
+
+    How many bytes it is shorter than its last page.
+    """
+    with lmdb.open(str(folder), max_dbs=64, map_size=64 * 1024**2) as env:
+        rows = env.open_db(Table.META.encode(), create=False)
+        with env.begin(db=rows, write=True) as txn:
+            assert txn.put(b"in passing", b"x" * 100_000)
+            assert txn.delete(b"in passing")
+        needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    return int(needed_bytes) - (folder / "data.mdb").stat().st_size

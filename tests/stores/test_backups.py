@@ -29,7 +29,7 @@ from executus.stores.rows import Table
 from executus.stores.testing.making import begin, commit_one, deleted, save, settled
 from tests.console.counting_daemon import READY, Counting
 from tests.scenarios.harness import ROOT, environment
-from tests.stores.disks import LmdbDisk, damage
+from tests.stores.disks import LmdbDisk, damage, end_with_unwritten_pages
 from tests.waiting import wait_until
 
 PROGRAM = ROOT / "tests" / "console" / "counting_daemon.py"
@@ -98,6 +98,17 @@ def test_a_backup_beside_a_writing_daemon_is_whole_and_a_runtime_resumes_what_it
         for run_id, seq in copied.items():
             wait_until(lambda: runtime.get(Counting, run_id).status().seq > seq)
         assert runtime.get(Counting, "ended").result(10) == 3
+
+
+def test_a_file_that_ends_before_pages_that_were_never_written_is_copied_restored_and_compacted(
+    store_path: Path, tmp_path: Path
+) -> None:
+    filled(store_path, 5)
+    assert end_with_unwritten_pages(store_path) > 0
+    backup(store_path, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    compact(store_path)
+    assert seqs(tmp_path / "restored") == seqs(store_path) == {f"r{at:02}": 2 for at in range(5)}
 
 
 def test_a_backup_and_its_folder_are_for_their_owner_only(store_path: Path, tmp_path: Path) -> None:

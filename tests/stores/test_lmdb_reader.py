@@ -27,7 +27,7 @@ from executus.stores import (
 )
 from executus.stores.rows import FIRST_TABLES, Table
 from tests.stores.children import in_fork, owner_of
-from tests.stores.disks import LmdbDisk, damage
+from tests.stores.disks import LmdbDisk, damage, end_with_unwritten_pages
 from tests.stores.making import append, begin, child_of, commit_one, numbered, pending, save, settled
 from tests.waiting import wait_until
 
@@ -244,6 +244,25 @@ def test_a_damaged_or_foreign_file_is_corrupt_and_left_untouched(store_path: Pat
     with pytest.raises(StoreCorrupt):
         LmdbReader(store_path).open()
     assert files_of(store_path) == before
+
+
+def test_a_file_that_ends_before_pages_that_were_never_written_is_read_and_left_as_it_is(store_path: Path) -> None:
+    tokens = filled(store_path)
+    assert end_with_unwritten_pages(store_path) > 0
+    before = files_of(store_path)
+    with reading(store_path) as reader:
+        reader.walk()
+        assert [claim.run_id for claim in reader.live()] == ["one", "one-child"]
+        assert {token.run_id for token in tokens} <= {one.run_id for one in reader.checkup()}
+    assert files_of(store_path) == before
+
+
+def test_beside_a_daemon_a_file_that_ends_before_pages_that_were_never_written_is_read(store_path: Path) -> None:
+    filled(store_path)
+    end_with_unwritten_pages(store_path)
+    with owner_of(store_path) as owner, reading(store_path) as reader:
+        assert reader.owner_pid == owner.pid
+        assert [claim.run_id for claim in reader.live()] == ["one", "one-child"]
 
 
 def test_a_store_from_before_there_were_messages_is_read_as_it_is_and_gets_its_tables_from_its_next_owner(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from msgspec.structs import replace
 
 from executus.stores import (
     ACCEPTED,
@@ -34,10 +35,10 @@ from executus.stores import (
     codec,
     store_files,
 )
-from executus.stores.owner_lock import read_owner
+from executus.stores.owner_lock import read_owner, this_process, write_owner
 from executus.stores.rows import Table
 from tests.stores.children import in_fork, owner_of
-from tests.stores.disks import LmdbDisk, flip_last_bit
+from tests.stores.disks import LmdbDisk, end_with_unwritten_pages, flip_last_bit
 from tests.stores.making import begin, commit_one, deleted, save, settled, snapshot, started, why
 
 SMALL_MAP_BYTES = 4 * 1024**2
@@ -272,12 +273,70 @@ def refused_untouched(folder: Path, error: type[StoreError]) -> StoreError:
     return refused.value
 
 
-@pytest.mark.parametrize("kept", [0, 1, 15, 100, 4095, 4096, 8191, 8192, 12288, -1, -4096])
+@pytest.mark.parametrize("kept", [0, 1, 15, 100, 4095, 4096, 8191, 8192, 12288])
 def test_a_truncated_file_is_corrupt_and_left_untouched(store_path: Path, kept: int) -> None:
     filled(store_path)
     data = data_of(store_path)
     (store_path / "data.mdb").write_bytes(data[:kept])
     refused_untouched(store_path, StoreCorrupt)
+
+
+@pytest.mark.parametrize("closed_in_peace", [True, False])
+@pytest.mark.parametrize("executable", [sys.executable, "", "/bin/true"])
+def test_a_file_that_ends_before_pages_that_were_never_written_is_whole(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, closed_in_peace: bool, executable: str
+) -> None:
+    tokens = filled(store_path)
+    assert end_with_unwritten_pages(store_path) > 0
+    if closed_in_peace:
+        write_owner(store_path, replace(this_process(), closed=store_files.data_file(store_path)))
+    monkeypatch.setattr(sys, "executable", executable)
+    for seq in (3, 4):
+        with opened(store_path) as store:
+            assert [claim.token for claim in store.live()] == tokens
+            assert store.commit([save(token, seq, b"%d" % seq * 5_000) for token in tokens]) == [ACCEPTED] * len(tokens)
+    with opened(store_path) as store:
+        for token in tokens:
+            loaded = store.load_snapshot(token.run_id)
+            assert loaded is not None
+            assert (loaded.snapshot.seq, loaded.snapshot.state) == (4, b"4" * 5_000)
+
+
+@pytest.mark.parametrize("closed_in_peace", [True, False])
+@pytest.mark.parametrize("executable", [sys.executable, "", "/bin/true"])
+def test_a_file_without_its_second_half_is_truncated_and_left_untouched(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, closed_in_peace: bool, executable: str
+) -> None:
+    filled(store_path)
+    missing_bytes = len(data_of(store_path)) // 8192 * 4096
+    (store_path / "data.mdb").write_bytes(data_of(store_path)[:-missing_bytes])
+    if closed_in_peace:
+        write_owner(store_path, replace(this_process(), closed=store_files.data_file(store_path)))
+    monkeypatch.setattr(sys, "executable", executable)
+    refused = refused_untouched(store_path, StoreCorrupt)
+    assert f"is truncated: {missing_bytes} bytes are missing" in str(refused)
+
+
+def test_a_file_cut_off_anywhere_is_refused_untouched_or_has_lost_nothing_that_is_in_use(
+    store_path: Path, tmp_path: Path
+) -> None:
+    """The pages at its end may be free ones, which nobody misses."""
+    tokens = filled(store_path)
+    data, opens = data_of(store_path), list[bool]()
+    for kept in range(2 * 4096, len(data), 4096):
+        folder = tmp_path / f"kept-{kept}"
+        shutil.copytree(store_path, folder)
+        (folder / "data.mdb").write_bytes(data[:kept])
+        try:
+            with opened(folder) as store:
+                loaded = [store.load_snapshot(token.run_id) for token in tokens]
+                assert [one and one.snapshot.state for one in loaded] == [b"2" * 500] * len(tokens)
+            opens.append(True)
+        except StoreCorrupt:
+            assert "is truncated" in str(refused_untouched(folder, StoreCorrupt))
+            opens.append(False)
+    assert opens == sorted(opens)
+    assert set(opens) == {False, True}
 
 
 def test_a_file_of_garbage_is_corrupt_and_left_untouched(store_path: Path) -> None:
