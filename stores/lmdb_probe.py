@@ -1,7 +1,7 @@
 """Run as a script in a short-lived process: walk a store's file and open it. Exit 0 says that it can be opened.
 
-Arguments: the folder in which the engine's package lies, the store's folder, `walk` or `open`. Imports nothing of
-executus.
+Arguments: the folder in which the engine's package lies, the store's folder, and `open`, `walk` or `ends`, which also
+looks at the end of each value: the walk looks at the first page of one that has several. Imports nothing of executus.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ def main(engine_folder: str, store_folder: str, how: str) -> int:
 
     print("checking", flush=True)  # noqa: T201 - the parent reads it
     try:
-        problems = walked(store_folder) if how == "walk" else []
+        problems = walked(store_folder) if how != "open" else []
         if not problems:
-            _read_everything(lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=64))
+            env = lmdb.open(store_folder, readonly=True, lock=False, create=False, max_dbs=64)
+            _read_everything(env, ends=how == "ends")
     except lmdb.Error as error:
         problems = [str(error)]
     for problem in problems[:20]:
@@ -37,19 +38,23 @@ def walked(store_folder: str) -> list[str]:
     return problems
 
 
-def _read_everything(env: object) -> None:
-    """Touch every key of every table: what makes the engine fall over, does so here."""
+def _read_everything(env: object, *, ends: bool) -> None:
+    """Touch every key of every table, or the end of every value: what makes the engine fall over, does so here."""
     import lmdb  # noqa: PLC0415
 
     assert isinstance(env, lmdb.Environment)
-    with env.begin() as txn:
+    with env.begin(buffers=True) as txn:
         for name in [bytes(name) for name in txn.cursor().iternext(values=False)]:
             try:
                 table = env.open_db(name, txn=txn, create=False)
             except lmdb.IncompatibleError:
                 continue  # A plain row: another program's file, which is not damaged by that.
-            for _ in txn.cursor(table).iternext(values=False):
-                pass
+            if ends:
+                for value in txn.cursor(table).iternext(keys=False):
+                    bytes(value[-1:])
+            else:
+                for _ in txn.cursor(table).iternext(values=False):
+                    pass
 
 
 if __name__ == "__main__":

@@ -152,9 +152,9 @@ def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool,
         _check_here(folder, truncated)
         return
     size_bytes = (folder / DATA_NAME).stat().st_size
-    walk = machine_restarted or missing_bytes or size_bytes <= _VERIFY_MAX_BYTES
+    how = "ends" if missing_bytes else "walk" if machine_restarted or size_bytes <= _VERIFY_MAX_BYTES else "open"
     script = Path(__file__).with_name("lmdb_probe.py")
-    command = [sys.executable, "-I", "-S", str(script), engine_folder, str(folder), "walk" if walk else "open"]
+    command = [sys.executable, "-I", "-S", str(script), engine_folder, str(folder), how]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and script
             command,
@@ -189,7 +189,7 @@ def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool,
 def _check_here(folder: Path, truncated: str) -> None:
     """Where Python is embedded in another program there is no process to check in: only what must be known is checked.
 
-    The walk reads bytes, and no file makes it fall over.
+    The walk reads bytes, and no file makes it fall over. It does not see that the last pages of a long value are gone.
     """
     if truncated and (problems := lmdb_probe.walked(str(folder))):
         raise _corrupt(folder, truncated + "; ".join(problems[:20]))

@@ -36,9 +36,9 @@ STATES_A_LIFE: Final = 1000
 WHOLE_EVERY: Final = 200
 """So many states are checked by a fork, and then one by an interpreter of its own as in every daemon."""
 STATES_A_FAILURE: Final = 50
-SETTLED_AFTER: Final = {"pwrite64": (60, 90), "fdatasync": (20, 40)}
+FAILING: Final = ("fdatasync", "pwrite64")
 """Which of a life's calls fail: those of commits between the first opening, of whose failure the model knows nothing,
-and the second."""
+and the close before the second."""
 SOON: Final = 12
 """So many actions after a failure is soon."""
 MOST_FAILURES: Final = 20
@@ -139,8 +139,8 @@ def lose_power_on_a_failing_disk(count: int, seed: int) -> Losses:
     with Opener() as opener:
         while kinds.total() < count:
             states = min(STATES_A_FAILURE, count - kinds.total())
-            life, call = choose.randrange(1 << 16), choose.choice(sorted(SETTLED_AFTER))
-            fault = f"{call}:error=EIO:when={choose.randint(*SETTLED_AFTER[call])}"
+            life, call = choose.randrange(1 << 16), choose.choice(FAILING)
+            fault = f"{call}:error=EIO:when={choose.choice(settled_calls(life, call))}"
             for state, judged in _lose_power_in("power", life, states, "power", opener, fault):
                 seen.add(_fingerprint(state))
                 kinds[judged.kind] += 1
@@ -171,17 +171,18 @@ def _lose_power_in(
 def record(folder: Path, profile: Profile, seed: int, fault: str = "") -> Recording:
     """The life of a store on a disk. `fault` is what strace makes fail."""
     folder.mkdir()
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "tests.harness.workload",
-        str(folder / STORE),
-        profile,
-        str(seed),
-        str(COMMITS),
-    ]
-    return traced.record(command, folder, ["-e", f"inject={fault}"] if fault else [])
+    return traced.record(_command(folder, profile, seed), folder, ["-e", f"inject={fault}"] if fault else [])
+
+
+def settled_calls(life: int, call: str) -> range:
+    """The numbers of a life's calls of this name that are made by commits of its first session, the first one excepted."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
+        return traced.calls_between(_command(Path(name), "power", life), call, "about 2", "closed")
+
+
+def _command(folder: Path, profile: Profile, seed: int) -> list[str]:
+    program = [sys.executable, "-P", "-m", "tests.harness.workload"]
+    return [*program, str(folder / STORE), profile, str(seed), str(COMMITS)]
 
 
 def record_life(profile: Profile, seed: int) -> Recording:

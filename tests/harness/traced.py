@@ -139,6 +139,24 @@ def record(command: Sequence[str], watched: Path, options: Sequence[str] = ()) -
             return Reader(watched).read(lines)
 
 
+def calls_between(command: Sequence[str], call: str, first: str, last: str) -> range:
+    """The numbers, from 1, of the calls of this name that a program makes after it has said `first`, before `last`."""
+    traced = ["strace", "-s", "100", "-e", f"trace=write,{call}", *command]
+    done = subprocess.run(
+        traced, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command} exited with {done.returncode}: {done.stderr[-2000:]}")
+    lines, count, since = done.stderr.splitlines(), 0, 0
+    for line in lines:
+        count += line.startswith(f"{call}(")
+        if line.startswith(f'write(1, "{first}\\n'):
+            since = count
+        elif line.startswith(f'write(1, "{last}'):
+            return range(since + 1, count + 1)
+    raise RuntimeError(f"{command} did not say {last!r}")
+
+
 _CALL: Final = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)(.*)$", re.DOTALL)
 _FD: Final = re.compile(r"(\d+|AT_FDCWD)<([^>]*)>")
 _TEXT: Final = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
