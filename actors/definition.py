@@ -39,6 +39,8 @@ from executus.stores import MAX_LABELS
 
 MAX_MESSAGE_ID_BYTES: Final = 1000
 CALLBACKS: Final = ("begin", "step", "receive", "query", "stopping")
+LOOKS: Final = ("resuming", "may_go_ahead")
+"""These look at a state and are never async."""
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _next_decoder: msgspec.msgpack.Decoder[Next] = msgspec.msgpack.Decoder(Next)
 
@@ -47,7 +49,8 @@ class RunDefinition:
     """A registered run type. Immutable after construction and safe on any thread.
 
     `immutable` says that a state can be handed on by reference and encoded late; otherwise it is encoded at once.
-    `looks_at_stored` says that its runs have a `resuming`. `states` is the codec of its states.
+    `looks_at_stored` says that its runs have a `resuming`, `goes_ahead` a `may_go_ahead` of their own. `states` is the
+    codec of its states.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class RunDefinition:
         "aliases",
         "async_callbacks",
         "default_callbacks",
+        "goes_ahead",
         "immutable",
         "looks_at_stored",
         "make",
@@ -89,13 +93,14 @@ class RunDefinition:
             raise InvalidRunType(
                 self.name, f"schema_version must be a whole number from 1, not {self.schema_version!r}"
             )
-        are_async = {n for n in (*CALLBACKS, "resuming") if inspect.iscoroutinefunction(getattr(run_class, n))}
-        if "resuming" in are_async:
-            raise InvalidRunType(self.name, "its resuming() is async; it only looks at the state, as a plain function")
-        are_default = {n for n in (*CALLBACKS, "resuming") if getattr(run_class, n) is getattr(Run, n)}
+        are_async = {n for n in (*CALLBACKS, *LOOKS) if inspect.iscoroutinefunction(getattr(run_class, n))}
+        for name in are_async.intersection(LOOKS):
+            raise InvalidRunType(self.name, f"its {name}() is async; it only looks at the state, as a plain function")
+        are_default = {n for n in (*CALLBACKS, *LOOKS) if getattr(run_class, n) is getattr(Run, n)}
         self.async_callbacks = frozenset(are_async)
         self.default_callbacks = frozenset(are_default)
         self.looks_at_stored = "resuming" not in are_default
+        self.goes_ahead = "may_go_ahead" not in are_default
 
         input_type, state_type, self.result_type = type_arguments(run_class, self.name)
         self.message_type = message_type_of(run_class, self.name)

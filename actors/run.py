@@ -310,6 +310,17 @@ class Run(Generic[I, S, R]):
         Must not be `async` and must not change the state. It has no context: `executus doctor --runs` calls it as well.
         """
 
+    def may_go_ahead(self, state: S, /) -> bool:  # noqa: ARG002 - for those that override it
+        """Whether, with durability "sync", what comes next may begin before this state is stored. No, by default.
+
+        Say yes where all that can come next, of `step` and of messages, only reads and computes: after a crash it is
+        done again by a run that knows nothing of it. The state goes to the store as ever, and what comes after it waits
+        for both, in one commit. Asked after `begin`, `step` and a `receive` that answers nobody, where `step` is next.
+
+        Must not be `async`, must not block and must not change the state. What it raises is the callback's own error.
+        """
+        return False
+
 
 class Factory(Generic[T]):
     """A run class with the resources its instances need: `runs=[Factory(Crawl, http=client)]`."""

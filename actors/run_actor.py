@@ -564,6 +564,7 @@ class RunActor(Actor):
 
     def _publish(self, state: object, following: Next) -> None:
         """One more completed callback: its state is the newest, for the store, for queries and for a restart."""
+        gated = self.synchronous and not (self.definition.goes_ahead and self._goes_ahead(state, following))
         self.seq += 1
         if self.consumed and self.consumed[0][0] <= self.slot.durable_seq:
             self.consumed = tuple(c for c in self.consumed if c[0] > self.slot.durable_seq)
@@ -575,7 +576,7 @@ class RunActor(Actor):
             except SaveRejected as error:
                 self._refuse(error)
                 return
-        if self.synchronous:
+        if gated:
             self.gate_seq = self.slot.waiting_seq = self.seq
         self.slot.publish(
             Published(
@@ -586,6 +587,11 @@ class RunActor(Actor):
             self.unpublished = ()
         if self.inc.waiting_for_begin:
             self.inc.flush_queries()
+
+    def _goes_ahead(self, state: object, following: Next) -> bool:
+        """Whether the next callback need not wait until this state is stored. An answer is given only then."""
+        assert self.run is not None
+        return following is STEPPING and self.answer is None and self.run.may_go_ahead(state)
 
     def _refuse(self, error: SaveRejected) -> None:
         if self.synchronous:

@@ -14,6 +14,7 @@ from executus.actors.agents.errors import FATAL
 from executus.actors.agents.parts import Message, Usage
 from executus.actors.agents.ports import Ports
 from executus.actors.agents.steering import FollowUp, Steer, checked_message
+from executus.actors.agents.tool_calls import are_all_pure
 from executus.actors.journal import Journal
 from executus.actors.policies import RestartPolicy
 from executus.actors.run import ChildEnded, Done, Run, Wait, WaitExpired
@@ -74,6 +75,10 @@ class Behaviour(Run[Task, S, AgentResult], Generic[S]):
         setup = state.setup[0]
         self.ports.check(setup.task.agent)
         self.ports.live[setup.run_id] = RunInfo.of(setup.task, setup.run_id, setup.started_at_s)
+
+    def may_go_ahead(self, state: S, /) -> bool:
+        """Calls of pure tools need not wait until the reply that asks for them is stored: its commit takes both."""
+        return are_all_pure(state.conversation.open_calls, self.ports.tools) and not state.conversation.delegations
 
     async def receive(self, state: S, message: Steer | FollowUp | ChildEnded | WaitExpired, /) -> S | Wait[S] | None:
         """Take in what is said, between steps; it reaches the model with the next request."""

@@ -72,6 +72,11 @@ def kind_of(call: ToolCall, toolbox: Toolbox) -> Kind:
     return "unsafe" if call.name in toolbox and toolbox[call.name].effect == "unsafe" else "other"
 
 
+def are_all_pure(calls: Sequence[ToolCall], toolbox: Toolbox) -> bool:
+    """Whether there are calls, and all of them are of tools that only read and compute."""
+    return bool(calls) and all(call.name in toolbox and toolbox[call.name].effect == "pure" for call in calls)
+
+
 def groups(calls: Sequence[ToolCall], toolbox: Toolbox) -> Iterator[tuple[ToolCall, ...]]:
     """Calls in their order, cut into what one callback does: an unsafe one alone, else as many of a kind as follow.
 

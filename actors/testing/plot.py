@@ -59,6 +59,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
             if definition.policies.save.durability != "none":
                 save = SavePolicy(durability="sync")
                 definition.policies = msgspec.structs.replace(definition.policies, save=save)
+                definition.goes_ahead = False
 
 
 def policies_of(options: Mapping[str, Any]) -> Policies:

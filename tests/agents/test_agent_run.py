@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from executus.actors import (
     AsyncRuntime,
     RunFailed,
+    RunHandle,
     SavePolicy,
     StopPolicy,
 )
@@ -20,7 +23,7 @@ from executus.actors.agents.agents import Agents
 from executus.actors.agents.audit import RunBegan, RunConcluded, RunResumed, StepTaken
 from executus.actors.agents.behaviour import AgentProgress, Attribution, Standing, Transcript
 from executus.actors.agents.errors import FatalModelError, InvalidAgent, ModelError, RateLimited
-from executus.actors.agents.model import ModelReply, Tier
+from executus.actors.agents.model import ModelReply, ModelRequest, Tier
 from executus.actors.agents.parts import NOTHING, Image, Text, ToolCall, ToolResult, assistant
 from executus.actors.agents.scripted import ScriptedModel, call, fail, say
 from executus.actors.agents.steering import FollowUp, Steer
@@ -28,7 +31,8 @@ from executus.actors.agents.tool import tool
 from executus.actors.agents.transcript import problems
 from executus.actors.events import RunReported
 from executus.actors.outcomes import Cancelled, Failed
-from tests.agents.house import Traces, Trail, Watched, house, worker
+from executus.stores import MemoryStore, Operation, Save, Verdict
+from tests.agents.house import House, Traces, Trail, Watched, house, worker
 from tests.waiting import wait_until
 
 THREE = [call("look", what="a") + call("glance", what="b"), call("launch", what="c"), say("All is well.")]
@@ -356,6 +360,62 @@ def test_a_choice_of_durability_that_raises_harms_nothing() -> None:
 
     with house([say("pong")], durability=choose) as it:
         assert it.start().result(10).output == "pong"
+
+
+class Holding(MemoryStore):
+    """Takes no save while it is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reached = threading.Event()
+
+    def commit(self, operations: Sequence[Operation], *args: Any, **kwargs: Any) -> list[Verdict]:
+        if not self.gate.is_set() and any(isinstance(one, Save) for one in operations):
+            self.reached.set()
+            assert self.gate.wait(20)
+        return super().commit(operations, *args, **kwargs)
+
+
+@contextmanager
+def held_at_the_first_reply(tool_name: str) -> Iterator[tuple[House, Watched, Holding, RunHandle[AgentResult]]]:
+    """A run with durability "sync", whose store takes nothing from the first request on."""
+    store, model = Holding(), Watched([call(tool_name, what="a"), say("Done.")])
+
+    async def hold(request: ModelRequest) -> None:
+        if request.step == 0:
+            store.gate.clear()
+
+    model.before = hold
+    with house(model, store=store, durability=lambda info: "sync") as it:
+        try:
+            yield it, model, store, it.start()
+        finally:
+            store.gate.set()
+
+
+@pytest.mark.parametrize("name", ["look", "glance"])
+def test_with_durability_sync_a_pure_call_does_not_wait_for_the_reply_and_the_next_request_for_both(name: str) -> None:
+    with held_at_the_first_reply(name) as (it, model, store, handle):
+        wait_until(lambda: handle.status().seq == 3)
+        assert it.traces.count("a") == 1
+        assert handle.status().durable_seq == 1
+        assert len(model.inner.requests) == 1
+        store.gate.set()
+        assert handle.result(10).output == "Done."
+    assert it.traces.count("a") == 1
+
+
+@pytest.mark.parametrize("name", ["put", "pay", "launch"])
+def test_with_durability_sync_a_call_with_an_effect_waits_until_the_reply_is_stored(name: str) -> None:
+    with held_at_the_first_reply(name) as (it, _, store, handle):
+        assert store.reached.wait(10)
+        assert handle.status().seq == 2
+        assert it.traces.count("a") == 0
+        store.gate.set()
+        assert handle.result(10).output == "Done."
+    assert it.traces.count("a") == 1
 
 
 # --- asyncio
