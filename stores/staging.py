@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
@@ -10,6 +10,8 @@ from typing import Final
 from executus.stores.rows import Rows, Table, Writes
 
 _EVERYTHING: Final = 1 << 62
+FEW: Final = 50
+"""More keys than these are put in order by sorting anew."""
 
 
 class Staging:
@@ -42,11 +44,16 @@ class Staging:
     def _staged_keys(self, table: Table, first: bytes, below: bytes | None) -> list[bytes]:
         """The keys of that range which this commit changes.
 
-        They are sorted once, and again with those that came since: when a thousand runs end in one commit, each of them
-        would otherwise look through the rows of all.
+        They are kept in order, those that came since the last look are put in: when a thousand runs end in one commit,
+        each of them would otherwise look through the rows of all.
         """
         staged, order = self.writes.get(table, {}), self._order.setdefault(table, [])
-        if len(order) < len(staged):  # keys are only ever added, and a dict gives them in the order in which they came
-            order.extend(islice(staged, len(order), None))
+        # Keys are only ever added, and a dict gives them in the order in which they came.
+        new = list(islice(staged, len(order), None))
+        if len(new) > FEW:
+            order.extend(new)
             order.sort()
+        else:
+            for key in new:
+                insort(order, key)
         return order[bisect_left(order, first) : len(order) if below is None else bisect_left(order, below)]
