@@ -102,7 +102,7 @@ class AsyncRunActor(RunActor):
         until_s = self.env.clock.now_s() + TURN_S
         calls = 0
         while (call := self.decide()) is not None:
-            function, arguments, name = self.function(call), self.arguments(call), call.value.value
+            function, arguments, name = self.function(call), self.arguments(call), call.callback
             if name in self.definition.async_callbacks:
                 returned = await function(*arguments)
             elif name in self.definition.default_callbacks:

@@ -84,6 +84,10 @@ class Call(enum.Enum):
     RECEIVE = Phase.RECEIVE
     STOPPING = Phase.STOPPING
 
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase  # plain attributes: an enum's `value` is a function call, several times a step
+        self.callback = phase.value
+
 
 class CallbackEnded(msgspec.Struct, frozen=True):
     """To itself: the task has ended with this error."""
@@ -349,7 +353,7 @@ class RunActor(Actor):
             raise
 
     def _calling(self, call: Call) -> Call:
-        self.inc.phase = call.value
+        self.inc.phase = call.phase
         if self.watched:
             self.inc.heartbeat_s = self.env.clock.now_s()
         return call
@@ -466,7 +470,7 @@ class RunActor(Actor):
             return
         match call:
             case Call.STEP | Call.BEGIN:
-                self._accept(returned, call.value)
+                self._accept(returned, call.callback)
             case Call.RECEIVE:
                 self._received(returned)
             case Call.STOPPING:

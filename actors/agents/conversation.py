@@ -103,7 +103,10 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @property
     def answered(self) -> bool:
         """Whether the model has had the last word, and asks for nothing."""
-        return len(self.transcript) > self.since and self.transcript[-1].role == "assistant" and not self.open_calls
+        if len(self.transcript) <= self.since:
+            return False
+        last = self.transcript[-1]
+        return last.role == "assistant" and not last.calls
 
     @property
     def last_words(self) -> str:

@@ -97,12 +97,13 @@ class Engine:
     def __init__(self, ports: Ports, run: Run[Any, Any, Any], setup: Setup) -> None:
         self.ports = ports
         self.setup = setup
+        self.context: RunContext = run.context
+        """The attempt's, whichever callback is running."""
         self.info = RunInfo.of(setup.task, setup.run_id, setup.started_at_s)
         self.watcher = Watcher(ports.critic, self.info, ports.monotonic_s, self._active_s, self._record_order)
         self.persona = persona_of(setup.task.agent)
         """The agent's own; a pipeline's phases have others."""
         self.budget = tighter(setup.task.agent.budget, setup.task.budget)
-        self._run = run
         self.saves = True
         """Whether anything of this run is stored; known once it has wanted to wait for that."""
         self._armed = ""
@@ -110,11 +111,6 @@ class Engine:
         self._counted = (0, 0, 0)
         self._fixed: tuple[str, tuple[ToolSpec, ...], int] = ("", (), 0)
         self._since_s = ports.monotonic_s()
-
-    @property
-    def context(self) -> RunContext:
-        """Of the callback that is running."""
-        return self._run.context
 
     async def advance(
         self, conversation: Conversation, persona: Persona, *, is_last: bool = True

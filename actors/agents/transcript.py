@@ -14,15 +14,17 @@ from executus.actors.agents.parts import Message, ToolCall, ToolResult
 
 def open_calls(transcript: Sequence[Message], since: int = 0) -> tuple[ToolCall, ...]:
     """The calls of the last message of the model's that have no result yet, in their order. Looks at the end alone."""
-    answered: set[str] = set()
-    for at in range(len(transcript) - 1, since - 1, -1):
+    answered: list[str] = []
+    at = len(transcript)
+    while at > since:
+        at -= 1
         message = transcript[at]
-        if message.role == "tool":
-            answered.update(part.call_id for part in message.parts if isinstance(part, ToolResult))
-        elif message.role == "assistant":
-            return tuple(call for call in message.calls if call.id not in answered)
-        else:
+        if message.role == "assistant":
+            calls = message.calls
+            return tuple([call for call in calls if call.id not in answered]) if answered else calls
+        if message.role != "tool":
             return ()
+        answered += [part.call_id for part in message.parts if isinstance(part, ToolResult)]
     return ()
 
 
