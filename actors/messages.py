@@ -37,13 +37,13 @@ class Probe(msgspec.Struct, frozen=True):
 # --- to the store actor -----------------------------------------------------------------------------------------------
 
 
-class OfferSave(msgspec.Struct, frozen=True):
+class OfferSave(msgspec.Struct, frozen=True, gc=False):
     """The slot holds a state newer than the stored one; write it when the throttle says so."""
 
     slot: SaveSlot
 
 
-class SaveNow(msgspec.Struct, frozen=True):
+class SaveNow(msgspec.Struct, frozen=True, gc=False):
     """Write the slot's state in the next commit; the slot's waiters are answered after it."""
 
     slot: SaveSlot
@@ -238,7 +238,7 @@ class CancelCallback(msgspec.Struct, frozen=True):
     """The grace is over: cancel the async callback that is running."""
 
 
-class SaveAcknowledged(msgspec.Struct, frozen=True):
+class SaveAcknowledged(msgspec.Struct, frozen=True, gc=False):
     """The save that this attempt waits for is durable, or `error` says why not."""
 
     seq: int

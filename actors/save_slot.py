@@ -34,7 +34,7 @@ class StorePort:
         self.tell = tell
 
 
-class Published(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True, gc=False):
     """A completed callback's result: the state itself if its type is immutable, else its bytes (`encoded`).
 
     `due_s`, monotonic, is a Wait's deadline in this process: a restart here goes by it, whatever the wall clock did.

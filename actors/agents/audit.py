@@ -13,7 +13,7 @@ from executus.actors.agents.agent import RunInfo, Status
 from executus.actors.agents.parts import NOTHING, Usage
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     """Something that a run did, or that was done to it. Subclasses are the whole catalogue. `at_s` is wall time."""
 
     info: RunInfo

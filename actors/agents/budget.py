@@ -26,7 +26,7 @@ _MICRO: Final = 1e6
 """Shares of money are whole millionths of a dollar."""
 
 
-class Amount(msgspec.Struct, frozen=True):
+class Amount(msgspec.Struct, frozen=True, gc=False):
     """So much of each limit but time, which passes for a caller and its children at once. Never negative."""
 
     tokens: int = 0

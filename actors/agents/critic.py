@@ -75,7 +75,7 @@ class CriticMemo(msgspec.Struct, frozen=True, gc=False):
     """The run's loaded time then."""
 
 
-class Watch(msgspec.Struct, frozen=True, kw_only=True):
+class Watch(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a critic sees of a run, after each callback and every `every_s` while a call runs."""
 
     info: RunInfo

@@ -25,7 +25,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
     parameters: Mapping[str, object]
 
 
-class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request. `messages` is a legal transcript that ends with the user's or a tool's word."""
 
     system: str
