@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, TypeVar, assert_never
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from executus.actors.agents.agent import Budget
 from executus.actors.agents.errors import BudgetExceeded
 from executus.actors.agents.model import ToolSpec
-from executus.actors.agents.parts import Image, Message, Text, Thinking, ToolCall, ToolResult, Usage
+from executus.actors.agents.parts import Message, Text, Thinking, ToolCall, ToolResult, Usage
 
 N = TypeVar("N", int, float)
 Limit = Literal["tokens", "usd", "steps", "tool_calls", "wall_s"]
@@ -211,6 +211,9 @@ _IMAGE: Final = 1_600
 less, so that this errs on the safe side."""
 
 
+_WORDS: Final = (Text, ToolResult, Thinking)
+
+
 def estimate_tokens(messages: Sequence[Message], system: str = "", tools: Iterable[ToolSpec] = ()) -> int:
     """About how many tokens a request takes: its length over 4, and a flat number a picture.
 
@@ -227,17 +230,12 @@ def message_tokens(message: Message) -> int:
     """About how many tokens one message takes."""
     length = images = 0
     for part in message.parts:
-        match part:
-            case Text(text) | Thinking(text):
-                length += _length(text)
-            case ToolCall(_, name, arguments):
-                length += _length(name) + _length(arguments)
-            case ToolResult(text=text):
-                length += _length(text)
-            case Image():
-                images += 1
-            case _:
-                assert_never(part)
+        if isinstance(part, _WORDS):
+            length += _length(part.text)
+        elif isinstance(part, ToolCall):
+            length += _length(part.name) + _length(part.arguments)
+        else:
+            images += 1
     return _MESSAGE + length // _CHARS + images * _IMAGE
 
 

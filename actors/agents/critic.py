@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from typing import Final, Literal, Protocol, assert_never
 
@@ -23,6 +24,8 @@ RECENT: Final = 16
 """How much of what a run has done a critic is shown."""
 
 
+SHORT_CHARS: Final = 2_000
+"""Arguments of this length are kept with their digest for a while, some hundred of them."""
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 _DECODER: Final = msgspec.json.Decoder()
 
@@ -37,9 +40,8 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def call(cls, name: str, arguments: str) -> Seen:
         """A call. Arguments that mean the same in another order, or with other spaces, are the same."""
-        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):  # else: as the model wrote them
-            arguments = _ENCODER.encode(_DECODER.decode(arguments)).decode()
-        return cls(_digest(f"{name}\n{arguments}"), "call", name)
+        # Asked twice a call: when the model has made it, and when it is answered.
+        return (_seen_lately if len(arguments) <= SHORT_CHARS else _seen_call)(name, arguments)
 
     @classmethod
     def error(cls, name: str, text: str) -> Seen:
@@ -50,6 +52,15 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     def said(cls, text: str) -> Seen:
         """The words of a message of the model's."""
         return cls(_digest(text), "text")
+
+
+def _seen_call(name: str, arguments: str) -> Seen:
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):  # else: as the model wrote them
+        arguments = _ENCODER.encode(_DECODER.decode(arguments)).decode()
+    return Seen(_digest(f"{name}\n{arguments}"), "call", name)
+
+
+_seen_lately: Final = functools.lru_cache(maxsize=256)(_seen_call)
 
 
 def _digest(text: str) -> str:

@@ -44,6 +44,7 @@ class ModelReply(msgspec.Struct, frozen=True, gc=False):
 
 
 _decoder: Final = msgspec.msgpack.Decoder(ModelReply)
+_SAID: Final = (Text, Thinking, ToolCall)
 
 
 def checked_reply(given: Any) -> ModelReply:
@@ -60,9 +61,7 @@ def checked_reply(given: Any) -> ModelReply:
         except UnicodeEncodeError:
             data = msgspec.msgpack.encode(_storable(given))
         reply = _decoder.decode(data)
-        if reply.message.role != "assistant" or not all(
-            isinstance(part, Text | Thinking | ToolCall) for part in reply.message.parts
-        ):
+        if reply.message.role != "assistant" or not all(isinstance(part, _SAID) for part in reply.message.parts):
             raise TypeError("its message is not one of text, thoughts and calls")
     except Exception as error:
         raise FatalModelError(

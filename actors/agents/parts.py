@@ -64,7 +64,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     @property
     def text(self) -> str:
         """Its words, those of results included, without thoughts."""
-        return "".join(part.text for part in self.parts if isinstance(part, Text | ToolResult))
+        return "".join([part.text for part in self.parts if isinstance(part, (Text, ToolResult))])
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

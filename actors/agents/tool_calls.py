@@ -114,7 +114,7 @@ async def run_group(
         if not is_there(call):
             there = ", ".join(name for name in offered if name in toolbox) or "none"
             return _cut_result(call, f"There is no tool {call.name!r}. There are: {there}", result_chars, is_error=True)
-        return await answer(toolbox[call.name], call, context_of(call), run_sync, result_chars)
+        return await answer(toolbox[call.name], call, context_of, run_sync, result_chars)
 
     if len(calls) == 1:
         return (await one(calls[0]),)
@@ -129,16 +129,19 @@ async def run_group(
     return tuple(results)
 
 
-async def answer(tool: Tool, call: ToolCall, context: ToolContext, run_sync: RunSync, result_chars: int) -> ToolResult:
-    """Call the tool and put what comes of it into words; the context's call is over then.
+async def answer(
+    tool: Tool, call: ToolCall, context_of: Callable[[ToolCall], ToolContext], run_sync: RunSync, result_chars: int
+) -> ToolResult:
+    """Call the tool and put what comes of it into words; its context, made for a tool that takes one, is over then.
 
     A text is the result as it is, None is "ok", anything else is JSON. An Exception, of arguments that do not fit
     too, is an error result and a line in the log. Raises what is no Exception.
     """
+    context: ToolContext | None = None
     try:
         arguments = tool.bind(call.arguments)
         if tool.signature.context is not None:
-            arguments[tool.signature.context] = context
+            arguments[tool.signature.context] = context = context_of(call)
         if tool.is_async:
             value = await tool.function(**arguments)
         else:
@@ -150,10 +153,12 @@ async def answer(tool: Tool, call: ToolCall, context: ToolContext, run_sync: Run
     except Exception as error:  # noqa: BLE001 - a tool may raise anything; the model is told
         with contextlib.suppress(Exception):  # the log's sink may raise, too
             trace = "\n".join(map(escape, traceback_text(error).splitlines()))
-            context.log.info("a tool failed", tool=tool.name, call_id=call.id, error=safe_text(error), exception=trace)
+            log = (context or context_of(call)).log
+            log.info("a tool failed", tool=tool.name, call_id=call.id, error=safe_text(error), exception=trace)
         return _cut_result(call, _words_of(error), result_chars, is_error=True)
     finally:
-        context.end()
+        if context is not None:
+            context.end()
 
 
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

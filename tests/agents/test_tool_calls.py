@@ -47,7 +47,8 @@ def answered(
 ) -> ToolResult:
     """The result of one call."""
     one = function if isinstance(function, Tool) else Tool.of(function)
-    return asyncio.run(answer(one, a_call(one.name, arguments), context or a_context(), on_a_thread, chars))
+    given = context or a_context()
+    return asyncio.run(answer(one, a_call(one.name, arguments), lambda call: given, on_a_thread, chars))
 
 
 class Point(msgspec.Struct):
@@ -304,12 +305,12 @@ def test_a_log_that_raises_harms_nothing() -> None:
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit(), BaseExceptionGroup("b", [SystemExit(1)])])
 def test_what_is_no_exception_passes_on_and_the_call_is_over(error: BaseException) -> None:
-    async def fails() -> None:
+    async def fails(this: ToolContext) -> None:
         raise error
 
     async def caught() -> BaseException | None:
         try:
-            await answer(Tool.of(fails), a_call("fails"), context, on_a_thread, MANY)
+            await answer(Tool.of(fails), a_call("fails"), lambda call: context, on_a_thread, MANY)
         except BaseException as caught:
             return caught
         return None
@@ -335,7 +336,9 @@ def test_a_thread_that_was_given_up_on_can_note_nothing_more() -> None:
         ended.set()
 
     async def cancel_it() -> None:
-        task = asyncio.create_task(answer(Tool.of(stubborn), a_call("stubborn"), context, on_a_thread, MANY))
+        task = asyncio.create_task(
+            answer(Tool.of(stubborn), a_call("stubborn"), lambda call: context, on_a_thread, MANY)
+        )
         await await_until(lambda: context.noted)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
