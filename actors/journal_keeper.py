@@ -225,6 +225,8 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
 
     Of more items, all rows but the last are the same. Raises SaveRejected.
     """
+    if (together := _together(items)) is not None:
+        return [(position, len(items), together)], []
     rows: list[tuple[int, int, bytes]] = []
     blobs: list[tuple[int, Blob]] = []
     larger: list[Blob] = []
@@ -234,9 +236,6 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
             raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
         return encoded_blob(value, larger)
 
-    if len(items) == 1:  # as nearly always: a step has said one thing
-        data = _encoded(items[0], position, encode_blob)
-        return [(position, 1, array_of([data]))], [(position, blob) for blob in larger]
     parts: list[bytes] = []
     size = 0
     for at, item in enumerate(items, position):
@@ -252,6 +251,15 @@ def _rows(items: list[Any], position: int) -> tuple[list[tuple[int, int, bytes]]
     if parts:
         rows.append((position + len(items) - len(parts), len(parts), array_of(parts)))
     return rows, blobs
+
+
+def _together(items: list[Any]) -> bytes | None:
+    """All of them as one row, where they fit into one and hold no blob: nearly always, a step has said one or two."""
+    try:
+        data = _plain.encode(items)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
+        return None  # one by one it shows which
+    return data if len(data) <= CHUNK_BYTES else None
 
 
 def _encoded(item: object, at: int, encode_blob: Callable[[object], object]) -> bytes:

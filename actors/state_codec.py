@@ -25,6 +25,9 @@ BLOB_PLACE: Final = 0x44
 """The same of a blob that stands by itself, stored as a journal of one item."""
 _PLACE_BYTES: Final = 4
 
+_FIRST_PLACES: Final = [msgspec.msgpack.Ext(_JOURNAL, number.to_bytes(_PLACE_BYTES, "big")) for number in range(8)]
+"""Those of a state's first journals, made once: a state is encoded with every save."""
+
 Journals = tuple[Journal[Any], ...]
 _Items = list[Any]
 
@@ -63,8 +66,10 @@ class StateCodec:
 
         def place(value: object) -> msgspec.msgpack.Ext:
             if type(value) is Journal:
-                code = _JOURNAL
+                code, number = _JOURNAL, len(journals)
                 journals.append(value)  # pyright: ignore[reportUnknownArgumentType]  # of whatever items
+                if number < len(_FIRST_PLACES):
+                    return _FIRST_PLACES[number]
             elif type(value) is not Blob:
                 raise TypeError(f"objects of type {type(value).__qualname__} cannot be stored")
             elif len(value) <= INLINE_BYTES:
