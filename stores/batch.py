@@ -456,7 +456,7 @@ class Batch:
         self._rouse(self._linked(key))
         for link in [*self._links_below(*range_below(key)), *self._own_links(key)]:
             self._put(Table.CHILDREN, link, None)
-        for link, _ in self._staging.items(Table.GONE_CHILDREN, *range_below(key)):
+        for link in self._staging.keys(Table.GONE_CHILDREN, *range_below(key)):
             self._put(Table.GONE_CHILDREN, link, None)
 
     def _own_links(self, key: bytes) -> list[bytes]:
@@ -473,7 +473,7 @@ class Batch:
         return [run_id_of(link.partition(SEPARATOR)[2]) for link in self._links_below(*range_below(key))]
 
     def _links_below(self, first: bytes, below: bytes | None) -> list[bytes]:
-        return [link for link, _ in self._staging.items(Table.CHILDREN, first, below)]
+        return self._staging.keys(Table.CHILDREN, first, below)
 
 
 def _fresh(claim: RunClaim) -> Fence:

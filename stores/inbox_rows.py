@@ -86,7 +86,7 @@ def drop_messages(staging: Staging, key: bytes, inbox: Inbox, *, consumed_throug
 def drop_everything(staging: Staging, key: bytes) -> None:
     """Messages, ids and the row that counts them go."""
     for table in (Table.MESSAGES, Table.MESSAGE_IDS):
-        for row_key, _ in staging.items(table, *range_below(key)):
+        for row_key in staging.keys(table, *range_below(key)):
             staging.put(table, row_key, None)
     staging.put(Table.INBOXES, key, None)
 
@@ -113,7 +113,7 @@ def _forget(staging: Staging, key: bytes, through: int) -> None:
 
 def _found_inbox(staging: Staging, key: bytes, incarnation: int) -> Inbox:
     """From the rows that are there: what has no message any more was consumed, what comes next is above all."""
-    pending = [message_number(row_key) for row_key, _ in staging.items(Table.MESSAGES, *range_below(key))]
+    pending = [message_number(row_key) for row_key in staging.keys(Table.MESSAGES, *range_below(key))]
     numbers = list(pending)
     for id_key, data in staging.items(Table.MESSAGE_IDS, *range_below(key)):
         try:

@@ -76,12 +76,12 @@ def drop_unneeded(staging: Staging, key: bytes, before: Bases, after: frozenset[
         return
     for base in before - needed:
         first, below = chunk_key(key, base, 0), chunk_key(key, base, None)
-        for row_key, _ in list(staging.items(Table.JOURNALS, first, below)):
+        for row_key in staging.keys(Table.JOURNALS, first, below):
             staging.put(Table.JOURNALS, row_key, None)
 
 
 def drop_all(staging: Staging, key: bytes, needed: frozenset[Base] = frozenset()) -> None:
     """Drop every chunk of a run, save for those of the bases that are needed."""
-    for row_key, _ in list(staging.items(Table.JOURNALS, *range_below(key))):
+    for row_key in staging.keys(Table.JOURNALS, *range_below(key)):
         if chunk_base(row_key) not in needed:
             staging.put(Table.JOURNALS, row_key, None)

@@ -7,7 +7,7 @@ import itertools
 import os
 import resource
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -83,15 +83,16 @@ class TransactionRows:
                         break
         return found
 
-    def keys(self, table: Table, first: bytes, limit: int) -> list[bytes]:
-        """At most `limit` keys in order, from `first` on; values are not touched."""
+    def keys(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[bytes]:
+        """See Rows."""
         database = self._databases.get(table)
         if database is None:
             return []
         with self.txn.cursor(database) as cursor:
             if not (cursor.set_range(first) if first else cursor.first()):
                 return []
-            found = list(itertools.islice(cursor.iternext(values=False), limit))
+            keys: Iterator[bytes] = itertools.islice(cursor.iternext(values=False), limit)
+            found = list(keys if below is None else itertools.takewhile(lambda key: key < below, keys))
         for last, key in itertools.pairwise([first, *found]):
             if key <= last and (last is not first or key < last):
                 raise _out_of_order(table, last, key)

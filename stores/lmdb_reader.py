@@ -171,7 +171,7 @@ class LmdbReader(RowReader):
             while True:
                 with self._view() as rows:
                     assert isinstance(rows, lmdb_env.TransactionRows)
-                    keys = rows.keys(table, first, _PAGE)
+                    keys = rows.keys(table, first, None, _PAGE)
                     runs = dict.fromkeys(key.partition(SEPARATOR)[0] for key in keys)
                     claimed = rows.get_many(Table.CLAIMS, runs)
                 if not keys:

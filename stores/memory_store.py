@@ -87,10 +87,14 @@ class _Tables:
         return {key: rows[key] for key in keys if key in rows}
 
     def page(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        rows, order = self._rows[table], self._order[table]
+        rows = self._rows[table]
+        return [(key, rows[key]) for key in self.keys(table, first, below, limit)]
+
+    def keys(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[bytes]:
+        order = self._order[table]
         start = bisect_left(order, first)
         stop = len(order) if below is None else bisect_left(order, below)
-        return [(key, rows[key]) for key in order[start : min(stop, start + limit)]]
+        return order[start : min(stop, start + limit)]
 
     def write(self, writes: Writes) -> None:
         for table, changes in writes.items():

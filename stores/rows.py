@@ -68,6 +68,10 @@ class Rows(Protocol):
         """At most `limit` pairs in order of key, from `first` on, under `below`."""
         ...
 
+    def keys(self, table: Table, first: bytes, below: bytes | None, limit: int) -> list[bytes]:
+        """The keys of such a page. No value is touched: some are megabytes long."""
+        ...
+
     def count(self, table: Table) -> int:
         """How many rows a table has."""
         ...

@@ -41,6 +41,13 @@ class Staging:
         found += [(key, value) for key in self._staged_keys(table, first, below) if (value := staged[key]) is not None]
         yield from found
 
+    def keys(self, table: Table, first: bytes, below: bytes | None) -> list[bytes]:
+        """The keys of those pairs. Stored values are not touched."""
+        staged = self.writes.get(table, {})
+        stored = self._rows.keys(table, first, below, _EVERYTHING)
+        found = [key for key in stored if key not in staged]
+        return found + [key for key in self._staged_keys(table, first, below) if staged[key] is not None]
+
     def _staged_keys(self, table: Table, first: bytes, below: bytes | None) -> list[bytes]:
         """The keys of that range which this commit changes.
 
