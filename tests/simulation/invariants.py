@@ -99,6 +99,8 @@ class Ledger:
         self.actions: dict[str, tuple[Any, ...]] = {}
         self.unsaved: dict[Life, list[tuple[int, float]]] = {}
         """Published and not stored yet: seq, and when it was first seen."""
+        self.waited_for: dict[Life, int] = {}
+        """The last seq that the run, with durability "sync", may not go ahead of."""
         self.callbacks = 0
         self.appended: dict[Life, dict[str, int]] = {}
         """Durable messages that the disk has taken, by id: their numbers."""
@@ -386,10 +388,12 @@ class Ledger:
             self.check(fits, f"{life}: seq went from {last[0]} to {seq} with one callback")
         self.last_seq[epoch] = (seq, callback)
         if inc.policies.save.durability == "sync":
+            if callback not in {"step", "receive"} or not context._attempt.run.may_go_ahead(state):
+                self.waited_for[life] = seq
             # A Done counts as well, and what it leaves for the next round of a permanent run is no snapshot.
             self.check(
-                self.stored.get(life, 0) >= seq or callback in {"stopping", "begin"},
-                f"{life}: sync, and seq {seq} is not on the disk",
+                self.stored.get(life, 0) >= self.waited_for.get(life, 0) or callback in {"stopping", "begin"},
+                f"{life}: sync, at seq {seq}, and seq {self.waited_for.get(life, 0)} is not on the disk",
             )
         if not getattr(state, "blot", 0):  # what cannot be encoded has no digest
             self._check_key((life, seq, callback, repr(state), repr(message)), context.idempotency_key)

@@ -278,6 +278,11 @@ def who_was_loaded_forgets_its_deadline(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RunActor, "_load", load)
 
 
+def every_state_is_gone_ahead_of(patch: pytest.MonkeyPatch) -> None:
+    """With durability "sync" nothing waits for its commit, but for answers."""
+    patch.setattr(RunActor, "_goes_ahead", lambda self, _state, _following: self.answer is None)
+
+
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     plant.__name__: plant
     for plant in (
@@ -305,5 +310,6 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         kin_that_is_passivated_is_not_roused,
         a_passivated_run_has_two_objects,
         who_was_loaded_forgets_its_deadline,
+        every_state_is_gone_ahead_of,
     )
 }

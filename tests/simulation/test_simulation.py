@@ -18,7 +18,7 @@ LATE = {
     "pending_messages_are_not_loaded": 101,
     "letters_are_looked_for_before_a_run_is_laid_down_and_not_after": 115,
     "older_epoch_accepted": 351,
-    "the_letter_in_hand_is_lost_in_a_crash": 807,
+    "the_letter_in_hand_is_lost_in_a_crash": 899,
     "two_endings": 1022,
     "children_of_an_earlier_beginning_are_the_next_ones": 2424,
 }
