@@ -121,30 +121,28 @@ def test_the_next_step_begins_before_the_state_is_stored_and_the_one_after_it_wa
         assert diary.place(f"stored {n + 1}") < diary.place(f"step {n}")
 
 
-@BOTH
-def test_what_is_gone_ahead_of_is_offered_all_the_same(is_async: bool) -> None:
+def test_what_is_gone_ahead_of_is_offered_all_the_same() -> None:
     """A step that takes long has the state before it stored meanwhile."""
     begun, gate = threading.Event(), threading.Event()
 
-    class Long(climber(is_async)):  # type: ignore[misc]
+    class Long(Climbs):
         run_type = "Long"
 
         def may_go_ahead(self, state: At) -> bool:
             return True
 
-        def receive(self, state: At, message: str) -> Any:
-            begun.set()
-            gate.wait(20)
-            return Wait(state)
+        def step(self, state: At) -> Any:
+            if state.n == LAST:
+                begun.set()
+                gate.wait(20)
+            return super().step(state)
 
-    store = MemoryStore()
-    with rigged(store, Factory(Long, Diary()), save_policy=SYNC) as rig:
+    with rigged(None, made(Long, Diary()), save_policy=SYNC) as rig:
         handle: Any = rig.runtime.start(Long, 0, run_id="r")
-        handle.tell("wait")
         assert begun.wait(20)
-        seq = handle.status().seq
-        wait_until(lambda: handle.status().durable_seq == seq)
+        wait_until(lambda: handle.status().durable_seq == LAST + 1)
         gate.set()
+        assert handle.result(20) == LAST
 
 
 @BOTH
