@@ -43,6 +43,8 @@ class Gate:
 
     def __init__(self, hold: Moment | None) -> None:
         self._hold = hold
+        self.runtime: Runtime | None = None
+        """Whose runs they are. Set before any of them begins."""
 
     def called(self, context: ToolContext, name: str) -> None:
         """A tool begins."""
@@ -56,18 +58,17 @@ class Gate:
     async def asked(self, request: ModelRequest) -> None:
         """A request to the model begins."""
         report(Asked(request.info.run_id, request.info.subject, request.step))
-        if self._is_held(request.info, f"asks {request.step}"):
+        if Moment(request.info.subject, f"asks {request.step}") == self._hold:
+            report(Held(request.info.run_id))
             await asyncio.Event().wait()
 
     def _held_by_thread(self, info: RunInfo, what: str) -> None:
-        if self._is_held(info, what):
+        if Moment(info.subject, what) == self._hold:
+            assert self.runtime is not None
+            # A pure call begins while the reply that asks for it is being stored. This one takes longer than that.
+            self.runtime.get(info.run_id).durable()
+            report(Held(info.run_id))
             threading.Event().wait()
-
-    def _is_held(self, info: RunInfo, what: str) -> bool:
-        if Moment(info.subject, what) != self._hold:
-            return False
-        report(Held(info.run_id))
-        return True
 
 
 class Model:
@@ -90,6 +91,7 @@ def main() -> int:
     gate = Gate(job.hold)
     house = agents(job.library, Path(job.report), Model(gate), gate)
     runtime = Runtime(job.store, runs=house.runs, save_policy=SavePolicy(durability="sync"), logger=False)
+    gate.runtime = runtime
     runtime.events.subscribe(report_event)
     with runtime:
         handle = house.start(runtime, ROOT, question(job.library, job.text), run_id=ROOT, if_exists="return")
