@@ -181,7 +181,7 @@ def main(options: argparse.Namespace) -> int:
             "transaction (WAL, synchronous=FULL) before the next one begins; async, its default: while that runs. Each",
             "holds all messages anew; with its DeltaChannel, in beta, what is new.",
             "Both are bound by the interpreter: see the processor's time. Besides, LangGraph flushes each checkpoint",
-            "and each write by itself, one at a time; here hundreds share a flush; a quarter of the time is the store's.",
+            "and each write by itself, one at a time; here hundreds share one; a quarter of the time is the store's.",
             f"Wanted: at least {WANTED} times LangGraph's steps at equal or stronger durability.",
         ]
     else:
