@@ -132,6 +132,10 @@ class AsyncCount(Run[int, Progress, str]):
     async def stopping(self, state: Progress, reason: str) -> None:
         """Last words."""
 
+    def may_go_ahead(self, state: Progress) -> bool:
+        """Whether the next callback only computes."""
+        return state.left > 0
+
     def resuming(self, state: Progress) -> None:
         """Whether this code can go on with what is stored."""
         if state.left < 0:
