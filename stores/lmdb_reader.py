@@ -30,6 +30,8 @@ _FIRST_PAGE: Final = 32
 _PAGE: Final = 1000
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 """A checkup reads about so much at a time: states may be a few bytes or 16 MB."""
+_WALKS: Final = 10
+"""So often a file that may be truncated is walked while its owner writes it."""
 
 
 class LmdbReader(RowReader):
@@ -235,9 +237,26 @@ class LmdbReader(RowReader):
         """A file that was not closed in peace, or may be truncated, is walked in a child first, as by any new owner."""
         last = read_owner(self._folder)
         if self.owner_pid is not None:
-            return
-        if missing_bytes or last is None or not store_files.is_as_left(self._folder, last.closed):
+            self._check_beside_owner(missing_bytes)
+        elif missing_bytes or last is None or not store_files.is_as_left(self._folder, last.closed):
             self._walk(missing_bytes, machine_restarted=last is None or last.boot_id != boot_id())
+
+    def _check_beside_owner(self, missing_bytes: int) -> None:
+        """A truncated file kills a reader beside the owner, too. Where a commit came under the walk, it walks again."""
+        for _ in range(_WALKS):
+            if not missing_bytes:
+                return
+            before = store_files.data_file(self._folder)
+            try:
+                store_files.check_in_child(
+                    self._folder, lmdb_env.engine_folder(), machine_restarted=False, missing_bytes=missing_bytes
+                )
+            except (StoreCorrupt, StoreUnavailable):
+                if store_files.data_file(self._folder) == before:
+                    raise
+            else:
+                return
+            missing_bytes = store_files.check_header(self._folder)
 
     def _walk(self, missing_bytes: int, *, machine_restarted: bool) -> None:
         try:

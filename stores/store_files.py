@@ -189,9 +189,9 @@ def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool,
 def _check_here(folder: Path, truncated: str) -> None:
     """Where Python is embedded in another program there is no process to check in: only what must be known is checked.
 
-    The walk reads bytes, and no file makes it fall over. It does not see that the last pages of a long value are gone.
+    The walk reads bytes, and no file makes it fall over.
     """
-    if truncated and (problems := lmdb_probe.walked(str(folder))):
+    if truncated and (problems := lmdb_probe.walked(str(folder), ends=True)):
         raise _corrupt(folder, truncated + "; ".join(problems[:20]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -263,6 +264,23 @@ def test_beside_a_daemon_a_file_that_ends_before_pages_that_were_never_written_i
     with owner_of(store_path) as owner, reading(store_path) as reader:
         assert reader.owner_pid == owner.pid
         assert [claim.run_id for claim in reader.live()] == ["one", "one-child"]
+
+
+@pytest.mark.parametrize("executable", [sys.executable, ""])
+def test_beside_a_daemon_a_truncated_file_is_corrupt(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    tokens = filled(store_path)
+    store = LmdbStore(store_path, profile="process")
+    store.open()
+    store.commit([save(tokens[0], 3, b"x" * 100_000)])
+    store.close()
+    with owner_of(store_path):
+        data = store_path / "data.mdb"
+        os.truncate(data, data.stat().st_size - 4096)
+        monkeypatch.setattr(sys, "executable", executable)
+        with pytest.raises(StoreCorrupt, match=r"is truncated: 4096 bytes are missing"):
+            LmdbReader(store_path).open()
 
 
 def test_a_store_from_before_there_were_messages_is_read_as_it_is_and_gets_its_tables_from_its_next_owner(

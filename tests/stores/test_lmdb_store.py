@@ -317,12 +317,14 @@ def test_a_file_without_its_second_half_is_truncated_and_left_untouched(
     assert f"is truncated: {missing_bytes} bytes are missing" in str(refused)
 
 
+@pytest.mark.parametrize("executable", [sys.executable, ""])
 @pytest.mark.parametrize("state_bytes", [500, 20_000])
 def test_a_file_cut_off_anywhere_is_refused_untouched_or_has_lost_nothing_that_is_in_use(
-    store_path: Path, tmp_path: Path, state_bytes: int
+    store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_bytes: int, executable: str
 ) -> None:
     """The pages at its end may be free ones, which nobody misses, or the last ones of a value of several."""
     tokens = filled(store_path, state_bytes=state_bytes)
+    monkeypatch.setattr(sys, "executable", executable)
     data, opens = data_of(store_path), list[bool]()
     for kept in range(2 * 4096, len(data), 4096):
         folder = tmp_path / f"kept-{kept}"
@@ -338,6 +340,23 @@ def test_a_file_cut_off_anywhere_is_refused_untouched_or_has_lost_nothing_that_i
             opens.append(False)
     assert opens == sorted(opens)
     assert set(opens) == ({False, True} if state_bytes == 500 else {False})
+
+
+@pytest.mark.parametrize("executable", [sys.executable, ""])
+def test_a_file_cut_off_within_its_last_page_is_truncated(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    """What is missing of a page reads as zeros, and kills nobody."""
+    filled(store_path)
+    with lmdb.open(str(store_path), max_dbs=64) as env:
+        rows = env.open_db(Table.META.encode(), create=False)
+        with env.begin(db=rows, write=True) as txn:
+            assert txn.put(b"fills its pages", b"x" * (50 * 4096 - 16))
+    data = data_of(store_path)
+    assert data.endswith(b"x" * 4096)
+    (store_path / "data.mdb").write_bytes(data[:-1])
+    monkeypatch.setattr(sys, "executable", executable)
+    assert "is truncated: 1 bytes are missing" in str(refused_untouched(store_path, StoreCorrupt))
 
 
 def test_a_file_of_garbage_is_corrupt_and_left_untouched(store_path: Path) -> None:
