@@ -388,7 +388,8 @@ class Ledger:
             self.check(fits, f"{life}: seq went from {last[0]} to {seq} with one callback")
         self.last_seq[epoch] = (seq, callback)
         if inc.policies.save.durability == "sync":
-            if callback not in {"step", "receive"} or not context._attempt.run.may_go_ahead(state):
+            # `stopping` waits for nothing: what it is shown may be lost, and a later life knows nothing of it.
+            if callback in {"step", "receive"} and not context._attempt.run.may_go_ahead(state):
                 self.waited_for[life] = seq
             # A Done counts as well, and what it leaves for the next round of a permanent run is no snapshot.
             self.check(
