@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Final, assert_never, cast
@@ -16,7 +17,8 @@ from executus.actors.environment import Environment
 from executus.actors.error_chain import chain_of
 from executus.actors.errors import CallbackHung, DispatcherClosed, MessageUnreadable, NoReply, RunCrashed, SaveRejected
 from executus.actors.events import MessageExpired, RunRestored, SaveRefused
-from executus.actors.incarnation import UNREAD, Incarnation, Letter, Posted, tell_if_alive
+from executus.actors.future import Promise
+from executus.actors.incarnation import UNREAD, Ending, Incarnation, Letter, Posted, tell_if_alive
 from executus.actors.messages import (
     PROCEED,
     AttemptExited,
@@ -521,8 +523,19 @@ class RunActor(Actor):
         else:
             self._accept(returned, "receive")
         self.letter = None
-        if not self.gate_seq:
+        if self.done is not None and self.synchronous and self.inc.policies.restart.kind != "permanent":
+            self._answer_at_the_end()
+        elif not self.gate_seq:
             self._give_answer()
+
+    def _answer_at_the_end(self) -> None:
+        """With durability 'sync': the ask in hand has completed the run, and is answered when its result is durable.
+
+        A permanent run has no end; there the answer goes before its result.
+        """
+        if self.answer is not None:
+            (letter, value), self.answer = self.answer, None
+            self.inc.ending.add_done_callback(functools.partial(_answer_if_durable, letter, value, self.inc.run_id))
 
     def _give_answer(self) -> None:
         """Answer the ask in hand: at once, or with durability 'sync' when its effect is durable."""
@@ -740,9 +753,7 @@ class RunActor(Actor):
             if letter is not self.letter:
                 inc.letters.put_back(letter)
         if self.answer is not None:
-            self.answer[0].fail(
-                RunCrashed(f"run {inc.run_id!r} ended before the answer was durable; ask again if it may be repeated")
-            )
+            self.answer[0].fail(_not_durable(inc.run_id))
         self.supervisor_tell(AttemptExited(self.slot.token, self._evidence(report), self.result))
 
     def _evidence(self, report: ExitReport) -> ExitEvidence:
@@ -775,3 +786,18 @@ class RunActor(Actor):
             incompatible=incompatible,
             rested=self.rested and error is None,
         )
+
+
+def _answer_if_durable(letter: Letter, value: object, run_id: str, ending: Promise[Ending]) -> None:
+    """The run has ended. On the thread that says so, which is nobody's to hold up."""
+    outcome = ending.result(0).outcome
+    if value is not NoReply and letter.answer is not None and isinstance(outcome, Completed) and outcome.durable:
+        letter.answer.try_set(value)
+    elif value is NoReply:
+        letter.fail(NoReply(f"run {run_id!r} handled the ask without returning Reply(...)"))
+    else:
+        letter.fail(_not_durable(run_id))
+
+
+def _not_durable(run_id: str) -> RunCrashed:
+    return RunCrashed(f"run {run_id!r} ended before the answer was durable; ask again if it may be repeated")

@@ -17,13 +17,15 @@ from executus.actors import (
     Phase,
     Reply,
     Run,
+    RunCrashed,
     Runtime,
     SavePolicy,
+    StopPolicy,
     Wait,
 )
 from executus.actors.events import RunExited
 from executus.actors.testing import Effects, crash_everywhere
-from executus.stores import MemoryStore, Operation, Save, StoreUnavailable, Verdict
+from executus.stores import MemoryStore, Operation, Save, Settle, StoreUnavailable, Verdict
 from tests.doing import BOTH
 from tests.doubles import NEVER, rigged
 from tests.waiting import wait_until
@@ -236,3 +238,83 @@ def test_killed_at_every_commit_it_ends_the_same_and_no_effect_is_repeated_under
         lambda runtime: runtime.start(Works, 0, run_id="r"), runs=[made(Works, Diary())], effects=effects, how=how
     )
     assert len(report.points) > LAST
+
+
+# --- an answer that completes the run
+
+
+class Approves(Run[int, At, str]):
+    run_type = "Approves"
+
+    def begin(self, n: int) -> Any:
+        return Wait(At(n))
+
+    def step(self, state: At) -> Any:
+        return Wait(state)
+
+    def receive(self, state: At, message: str) -> Any:
+        return Reply("thank you", Done("approved"))
+
+
+class AsyncApproves(Approves):
+    async def receive(self, state: At, message: str) -> Any:
+        return super().receive(state, message)
+
+
+class HeldAtTheEnd(MemoryStore):
+    """Holds the endings of runs back until it is let go, and then takes them or fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.gate = threading.Event(), threading.Event()
+        self.fails = False
+
+    def commit(self, operations: Sequence[Operation], *args: Any, **kwargs: Any) -> list[Verdict]:
+        if any(isinstance(op, Settle) for op in operations):
+            self.reached.set()
+            assert self.gate.wait(20)
+            if self.fails:
+                raise StoreUnavailable("told to fail")
+        return super().commit(operations, *args, **kwargs)
+
+
+def asked_at_the_end(store: HeldAtTheEnd, is_async: bool, **options: Any) -> tuple[list[object], list[object]]:
+    """What an ask that completes the run comes to before its result is committed, and afterwards."""
+    run_class = AsyncApproves if is_async else Approves
+    answers: list[object] = []
+
+    def ask(handle: Any) -> None:
+        try:
+            answers.append(handle.ask("yes", 20))
+        except RunCrashed as error:
+            answers.append(error)
+
+    with rigged(store, run_class, save_policy=SYNC, **options) as rig:
+        handle: Any = rig.runtime.start(run_class, 0, run_id="r")
+        wait_until(lambda: handle.status().waiting)
+        asker = threading.Thread(target=ask, args=(handle,))
+        asker.start()
+        assert store.reached.wait(20)
+        before = list(answers)
+        store.gate.set()
+        asker.join(20)
+        store.fails = False
+        assert handle.result(20) == "approved"
+    return before, answers
+
+
+@BOTH
+def test_with_durability_sync_an_ask_that_completes_the_run_is_answered_when_the_result_is_stored(
+    is_async: bool,
+) -> None:
+    assert asked_at_the_end(HeldAtTheEnd(), is_async) == ([], ["thank you"])
+
+
+@BOTH
+def test_with_durability_sync_an_ask_whose_result_the_store_did_not_take_in_time_fails(is_async: bool) -> None:
+    store = HeldAtTheEnd()
+    store.fails = True
+    before, answers = asked_at_the_end(store, is_async, stop_policy=StopPolicy(result_grace_s=0.1))
+    assert before == []
+    assert [type(answer) for answer in answers] == [RunCrashed]
+    assert "ended before the answer was durable" in str(answers[0])
