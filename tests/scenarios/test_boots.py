@@ -177,7 +177,7 @@ def test_a_run_of_which_no_generation_can_be_read_is_quarantined_whole_and_begin
     with Daemon(store_path) as daemon:
         waiting(daemon, "r")
         waiting(daemon, "other")
-        for seq in (4, 6):  # it waits at 2; a message and the step after it are two more
+        for seq in (4, 5):  # it waits at 3, and each message is one more
             daemon.do("tell", "r", "ok")
             wait_until(lambda seq=seq: daemon.do("durable", "r") == seq)
     assert damage(store_path, "snapshots", "r") == 2
