@@ -103,12 +103,8 @@ def compact(store: str | os.PathLike[str]) -> CopyReport:
         new = folder / f"{store_files.NEW_PREFIX}{os.getpid()}"
         try:
             with lmdb_env.typed_errors(folder, 0):
-                missing_bytes = store_files.check_header(folder)
-                in_peace = previous is not None and store_files.is_as_left(folder, previous.closed)
-                if missing_bytes or not in_peace:
-                    store_files.check_in_child(
-                        folder, lmdb_env.engine_folder(), machine_restarted=True, missing_bytes=missing_bytes
-                    )
+                engine_folder, closed = lmdb_env.engine_folder(), previous.closed if previous else None
+                store_files.check_as_left(folder, engine_folder, closed, machine_restarted=True)
                 report = _copy_at_rest(folder, new)
                 _refuse_beside_readers(folder)
                 (new / store_files.DATA_NAME).replace(folder / store_files.DATA_NAME)

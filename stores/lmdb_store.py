@@ -84,15 +84,12 @@ class LmdbStore(RowStore):
                 if not (self._folder / store_files.DATA_NAME).exists():
                     lmdb_env.create(self._folder, lmdb_meta.first_rows())
                 else:
-                    missing_bytes = store_files.check_header(self._folder)
-                    in_peace = previous is not None and store_files.is_as_left(self._folder, previous.closed)
-                    if missing_bytes or not in_peace:
-                        store_files.check_in_child(
-                            self._folder,
-                            lmdb_env.engine_folder(),
-                            machine_restarted=previous is None or previous.boot_id != boot_id(),
-                            missing_bytes=missing_bytes,
-                        )
+                    store_files.check_as_left(
+                        self._folder,
+                        lmdb_env.engine_folder(),
+                        previous.closed if previous else None,
+                        machine_restarted=previous is None or previous.boot_id != boot_id(),
+                    )
                 # Durable before the first write: a marker of a clean close must never survive one.
                 write_owner(self._folder, this_process())
                 self._owner_pid = os.getpid()

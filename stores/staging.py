@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -33,13 +32,13 @@ class Staging:
         """Put a value under a key; None deletes."""
         self.writes.setdefault(table, {})[key] = value
 
-    def items(self, table: Table, first: bytes, below: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    def items(self, table: Table, first: bytes, below: bytes | None) -> list[tuple[bytes, bytes]]:
         """Every pair from `first` on, under `below`; those that this commit puts come last."""
         staged = self.writes.get(table, {})
         stored = self._rows.page(table, first, below, _EVERYTHING)
         found = [(key, value) for key, value in stored if key not in staged]
-        found += [(key, value) for key in self._staged_keys(table, first, below) if (value := staged[key]) is not None]
-        yield from found
+        changed = self._staged_keys(table, first, below)
+        return found + [(key, value) for key in changed if (value := staged[key]) is not None]
 
     def keys(self, table: Table, first: bytes, below: bytes | None) -> list[bytes]:
         """The keys of those pairs. Stored values are not touched."""

@@ -141,6 +141,16 @@ def file_system_of(device: int, mounts: str) -> str:
     return ""
 
 
+def check_as_left(folder: Path, engine_folder: str, left: DataFile | None, *, machine_restarted: bool) -> None:
+    """Before an owner opens: the header, and a check in a child unless the file is whole and as it was closed in peace.
+
+    Raises as the three that it calls.
+    """
+    missing_bytes = check_header(folder)
+    if missing_bytes or not is_as_left(folder, left):
+        check_in_child(folder, engine_folder, machine_restarted=machine_restarted, missing_bytes=missing_bytes)
+
+
 def check_in_child(folder: Path, engine_folder: str, *, machine_restarted: bool, missing_bytes: int = 0) -> None:
     """Let a short-lived process walk the file and open it: what kills that one would have killed this one.
 
