@@ -541,10 +541,7 @@ class RunActor(Actor):
         """Answer the ask in hand: at once, or with durability 'sync' when its effect is durable."""
         if self.answer is not None:
             (letter, value), self.answer = self.answer, None
-            if value is NoReply:
-                letter.fail(NoReply(f"run {self.inc.run_id!r} handled the ask without returning Reply(...)"))
-            elif letter.answer is not None:
-                letter.answer.try_set(value)
+            _answer(letter, value, self.inc.run_id)
 
     def _advance(self, state: object, following: Next) -> None:
         self.wait_number += 1
@@ -788,13 +785,18 @@ class RunActor(Actor):
         )
 
 
+def _answer(letter: Letter, value: object, run_id: str) -> None:
+    if value is NoReply:
+        letter.fail(NoReply(f"run {run_id!r} handled the ask without returning Reply(...)"))
+    elif letter.answer is not None:
+        letter.answer.try_set(value)
+
+
 def _answer_if_durable(letter: Letter, value: object, run_id: str, ending: Promise[Ending]) -> None:
     """The run has ended. On the thread that says so, which is nobody's to hold up."""
     outcome = ending.result(0).outcome
-    if value is not NoReply and letter.answer is not None and isinstance(outcome, Completed) and outcome.durable:
-        letter.answer.try_set(value)
-    elif value is NoReply:
-        letter.fail(NoReply(f"run {run_id!r} handled the ask without returning Reply(...)"))
+    if value is NoReply or (isinstance(outcome, Completed) and outcome.durable):
+        _answer(letter, value, run_id)
     else:
         letter.fail(_not_durable(run_id))
 
